@@ -1,0 +1,61 @@
+"""The command line: wiring, drawing and argument errors. A command is a file of its own, loaded when it is called."""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+from scratchlm import __version__
+from scratchlm.errors import InputError
+
+COMMANDS = {
+    "train": "Train an architecture: scratchlm train gpt. With --help behind it: all settings.",
+    "resume": "Go on with a run that was stopped, or train a finished one for longer.",
+    "sample": "Let a trained model write.",
+    "eval": "Score a model on a whole split: nats per token, perplexity, bits per byte.",
+    "info": "Show a model's modules, parameters and operations.",
+    "data": "List, show and fetch corpora.",
+    "presets": "List and show presets.",
+    "doctor": "Show this machine as scratchlm sees it, and what it would choose.",
+}
+GROUPS = ("data", "presets")  # commands that have commands
+
+
+def root() -> App:
+    """The command line, its commands not imported yet."""
+    app = App(
+        name="scratchlm",
+        help="Language-model architectures written from scratch, to be read, trusted and trained.",
+        version=f"scratchlm {__version__}",
+    )
+    for name, summary in COMMANDS.items():
+        place = f"scratchlm.cli.{name}:{'app' if name in GROUPS else 'command'}"
+        passes_on = {"help_flags": [], "version_flags": []} if name == "train" else {}
+        app.command(place, name=name, help=summary, **passes_on)
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0 done, 2 bad input, 3 diverged, 130 or 143 stopped with all saved."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows would be written in another encoding
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        code = root()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return code if isinstance(code, int) else 0
+    except CycloptsError as error:
+        return _refuse(str(error))
+    except InputError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _refuse(message: str) -> int:
+    print(f"scratchlm: {message}", file=sys.stderr)
+    return 2

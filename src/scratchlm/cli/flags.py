@@ -1,0 +1,70 @@
+"""Flags out of configuration dataclasses, which give the names, the types and the help."""
+
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
+
+import docstring_parser
+from cyclopts import Parameter
+
+from scratchlm.config import OptimConfig, RunConfig
+from scratchlm.models import MODELS
+
+HIDDEN = {"arch", "preset", "model", "optim", "horizon", "vocab_size"}  # no flags: given otherwise, or never
+
+
+def _flag(name: str, hint: Any, about: str | None, group: str, default: Any = None) -> inspect.Parameter:
+    """One flag, which nobody has to give; `default` is what help shows."""
+    shown = (
+        " ".join(map(str, default)) if isinstance(default, Sequence) and not isinstance(default, str) else str(default)
+    )
+    parameter = Parameter(
+        name=f"--{name.replace('_', '-')}",
+        help=about,
+        group=group,
+        show_default=(lambda _: shown) if default is not None else False,
+        negative_iterable=(),
+    )
+    annotation = Annotated[hint | None, parameter]
+    return inspect.Parameter(
+        name.replace(".", "__"), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def config_flags(config: type, prefix: str, group: str, values: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """A flag for each field of a configuration; `values` are what help shows as defaults."""
+    documented = {param.arg_name: param.description for param in docstring_parser.parse(config.__doc__ or "").params}
+    return [
+        _flag(prefix + name, hint, documented.get(name), group, values.get(name, getattr(config, name, None)))
+        for name, hint in typing.get_type_hints(config).items()
+        if name not in HIDDEN
+    ]
+
+
+def train_flags(arch: str, settings: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """All flags of `scratchlm train ARCH`."""
+    return [
+        _flag("preset", str, "A preset; scratchlm presets list shows them.", "Run", settings.get("preset")),
+        _flag("config", str, "Settings in a TOML or JSON file, over the preset.", "Run"),
+        _flag("out", str, f"The run's folder; without it runs/{arch}, or the next that is free.", "Run"),
+        *config_flags(RunConfig, "", "Run", settings),
+        *config_flags(MODELS[arch].Config, "model.", "Model", settings.get("model", {})),
+        *config_flags(OptimConfig, "optim.", "Optimizer", settings.get("optim", {})),
+    ]
+
+
+def with_signature(function: Callable[..., Any], flags: list[inspect.Parameter]) -> Callable[..., Any]:
+    """The function, taking these flags; only those that are given reach it."""
+    function.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
+    function.__annotations__ = {flag.name: flag.annotation for flag in flags}
+    return function
+
+
+def nested(given: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model__dim": 64} -> {"model": {"dim": 64}}."""
+    settings: dict[str, Any] = {}
+    for name, value in given.items():
+        group, _, field = name.rpartition("__")
+        (settings.setdefault(group, {}) if group else settings)[field] = value
+    return settings

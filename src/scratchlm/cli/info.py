@@ -1,0 +1,69 @@
+"""scratchlm info DIR|ARCH: what a model is made of."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from scratchlm.checkpoint import RunFolder
+from scratchlm.config import RunConfig, default_preset, make_config, merge, preset_settings
+from scratchlm.inspect.modules import flops_per_token, module_rows
+from scratchlm.models import MODELS
+
+USUAL_VOCABULARY = 65  # characters of tinyshakespeare
+
+
+def command(
+    model: str,
+    /,
+    *,
+    preset: str | None = None,
+    vocab_size: Annotated[int | None, Parameter(show_default=False)] = None,
+) -> int:
+    """Show a model's modules: shapes, parameters, and the operations for each token.
+
+    Parameters
+    ----------
+    model
+        A run's folder, or an architecture.
+    preset
+        The architecture's preset; without it the default one.
+    vocab_size
+        Tokens in the vocabulary; without it the preset's, or 65.
+    """
+    config, note = _config(model, preset, vocab_size)
+    with torch.device("meta"):  # shapes without memory
+        built = MODELS[config.arch](config.model)
+    window = config.training_window
+    table = Table(title=f"{config.arch}{note}", title_justify="left", box=None, pad_edge=False)
+    for column, justify in (
+        ("module", "left"),
+        ("kind", "left"),
+        ("parameters of its own", "left"),
+        ("parameters", "right"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for row in module_rows(built):
+        shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in row.shapes.items())
+        name = row.name.rpartition(".")[2] if row.depth else row.name
+        table.add_row("  " * row.depth + name, row.kind, shapes, f"{row.parameters:,}")
+    Console(soft_wrap=True).print(table)
+    parameters = sum(parameter.numel() for parameter in built.parameters())
+    forward = flops_per_token(built, window)
+    print(f"\nparameters           {parameters:,} ({parameters * 4 / 1e6:,.1f} MB in float32)")
+    print(f"context              {built.context or 'no limit'}")
+    print(f"FLOPs for each token {forward:,.0f} forward, {3 * forward:,.0f} in training (windows of {window})")
+    return 0
+
+
+def _config(model: str, preset: str | None, vocab_size: int | None) -> tuple[RunConfig, str]:
+    if model not in MODELS and Path(model).exists():
+        run = RunFolder.open(model)
+        return run.config(), f" in {model}"
+    settings: dict[str, Any] = preset_settings(model, preset or default_preset(model)) if model in MODELS else {}
+    size = {"vocab_size": vocab_size or settings.get("model", {}).get("vocab_size", USUAL_VOCABULARY)}
+    config = make_config(merge({"arch": MODELS[model] and model}, settings, {"model": size}))
+    return config, f", preset {config.preset}, vocabulary {config.model.vocab_size:,}"

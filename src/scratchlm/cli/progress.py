@@ -1,0 +1,192 @@
+"""What a training run looks like: records in, a bar, lines and pictures out, all on standard error."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from scratchlm.checkpoint import RunFolder, load
+from scratchlm.generation import generate
+from scratchlm.training.loggers import open_logger
+from scratchlm.training.loop import DivergenceError, Ended, Evaluated, Record, Sampled, Started, train
+from scratchlm.training.loop import Progress as Line
+
+PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
+FINAL_SAMPLES, FINAL_TOKENS = 3, 400
+EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal."""
+    console.print(text, markup=False)
+
+
+def follow(run: RunFolder, steps: int | None = None) -> int:
+    """Train the run and show it. Returns the exit code."""
+    logger = open_logger(run.config().logger, run.path)
+    view = _View(run)
+    try:
+        with _stopping() as (stop, received):
+            with view.bar:
+                for record in train(run, steps=steps, stop=stop):
+                    view.show(record)
+                    if isinstance(record, Line):
+                        logger.log({k: v for k, v in record.line().items() if k != "step"}, record.step)
+            if view.ended is None or view.ended.reason == "stopped":
+                say(f"stopped at step {view.step:,}, everything is saved; go on with: scratchlm resume {run.path}")
+                return EXIT_CODES.get(received[0], 130) if received else 130
+    except DivergenceError as error:
+        say(f"scratchlm: {error}")
+        return 3
+    finally:
+        logger.close()
+    finish(run, view)
+    return 0
+
+
+@contextmanager
+def _stopping() -> Iterator[tuple[threading.Event, list[int]]]:
+    """An event that SIGINT and SIGTERM set; a second Ctrl-C interrupts at once."""
+    stop, received = threading.Event(), []
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        received.append(number)
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in EXIT_CODES}
+    try:
+        yield stop, received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _View:
+    """The bar and the lines of one run."""
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self.tokenizer = run.tokenizer()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task("training", total=None, rates="")
+        self.step, self.steps = 0, 0
+        self.ended: Ended | None = None
+        self.scored: Evaluated | None = None
+        self._before: Line | None = None
+        self._said = time.monotonic()
+
+    def show(self, record: Record) -> None:
+        match record:
+            case Started():
+                self._started(record)
+            case Line():
+                self._progress(record)
+            case Evaluated():
+                self.scored = record
+                best = (
+                    "the best so far"
+                    if not record.worse
+                    else (
+                        f"best at step {record.best_step:,} ({record.best_loss:.4f}), worse for {record.worse} "
+                        f"evaluation{'s' if record.worse > 1 else ''}"
+                    )
+                )
+                say(
+                    f"step {record.step:,}: validation loss {record.score.nats_per_token:.4f} nats per token, "
+                    f"{record.score.bits_per_byte:.4f} bits per byte ({best})"
+                )
+            case Sampled():
+                text = self.tokenizer.decode(record.tokens).removesuffix("�")
+                say("\n".join(f"  | {line}" for line in text.strip("\n").splitlines()))
+                self._keep(f"--- step {record.step} ---\n{text}\n\n")
+            case Ended():
+                self.ended, self.step = record, record.step
+
+    def _started(self, record: Started) -> None:
+        config, self.step, self.steps = record.config, record.step, record.config.steps
+        self.bar.update(self.task, total=self.steps, completed=self.step)
+        tokens = config.batch_size * config.training_window
+        parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        say(
+            f"{config.arch}, {record.parameters:,} parameters, on {record.device}; {config.data}: "
+            f"{record.train_tokens:,} training tokens ({self.tokenizer.kind}, vocabulary {self.tokenizer.vocab_size:,})"
+        )
+        say(
+            f"{self.steps:,} steps of {config.batch_size} x {config.training_window} = {tokens:,} tokens{parts}: "
+            f"the text {record.epochs:.2f} times; run folder {self.run.path}"
+        )
+        if record.step:
+            say(f"going on after step {record.step:,}")
+
+    def _progress(self, line: Line) -> None:
+        before, self._before, self.step = self._before, line, line.step
+        if before is None:
+            rate = line.tokens / max(line.seconds, 1e-9) if line.step <= 100 else 0.0
+        else:
+            rate = (line.tokens - before.tokens) / max(line.seconds - before.seconds, 1e-9)
+        rates = f"loss {line.loss:.3f}  {rate:,.0f} tokens/s" if rate else f"loss {line.loss:.3f}"
+        self.bar.update(self.task, completed=line.step, rates=rates)
+        if console.is_terminal or time.monotonic() - self._said < PLAIN_SECONDS:
+            return
+        self._said = time.monotonic()
+        left = f", {(self.steps - line.step) * line.tokens / line.step / rate:,.0f} s left" if rate else ""
+        say(f"step {line.step:,} of {self.steps:,}: {rates}{left}")
+
+    def _keep(self, text: str) -> None:
+        with (self.run.path / "samples.txt").open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+
+
+def finish(run: RunFolder, view: _View) -> None:
+    """The end of a run: how it ended, the curve, the last samples, and what to do next."""
+    assert view.ended is not None
+    if view.ended.already:
+        say(f"{run.path} is finished: all {view.ended.step:,} steps are done; --steps N trains it for longer")
+        return
+    scored = view.scored
+    if view.ended.reason == "early" and scored:
+        say(
+            f"stopped early at step {view.ended.step:,}: best at step {scored.best_step:,}, "
+            f"worse for {scored.worse} evaluations"
+        )
+    try:  # the run is complete and saved: what is drawn now cannot fail it
+        _draw(run, view)
+    except Exception as error:
+        say(f"the run is complete, but its pictures and samples are not: {error!r}")
+    best = f" (the best was step {scored.best_step:,}: --checkpoint best)" if scored and scored.worse else ""
+    say(f"write with it: scratchlm sample {run.path}{best}")
+
+
+def _draw(run: RunFolder, view: _View) -> None:
+    from scratchlm.inspect.curves import save_loss_curve  # matplotlib takes a second to import
+
+    config = run.config()
+    files = save_loss_curve(run.metrics(), f"{config.arch} on {config.data}", run.path)
+    model, tokenizer = load(run.path)
+    start = [tokenizer.start]
+    new = min(FINAL_TOKENS, (model.context or FINAL_TOKENS + 1))
+    rows = generate(model, [start] * FINAL_SAMPLES, new, temperature=0.8, seed=config.seed, end=tokenizer.end_of_text)
+    texts = [tokenizer.decode(row[1:]).removesuffix("�") for row in rows]
+    for number, text in enumerate(texts, 1):
+        view._keep(f"--- final sample {number} ---\n{text}\n\n")
+    say("\na sample at the end:\n")
+    print(texts[0].strip("\n"), flush=True)
+    say(f"\nloss curve: {', '.join(map(str, files))}; samples: {run.path / 'samples.txt'}")

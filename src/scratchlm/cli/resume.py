@@ -1,0 +1,26 @@
+"""scratchlm resume DIR: go on with a run."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from scratchlm.checkpoint import RunFolder
+from scratchlm.cli.progress import follow
+from scratchlm.errors import InputError
+
+
+def command(directory: str, /, *, steps: Annotated[int | None, Parameter(show_default=False)] = None) -> int:
+    """Go on with a run from its newest checkpoint.
+
+    Parameters
+    ----------
+    directory
+        The run's folder.
+    steps
+        Train up to this many steps, more than were planned; the schedule stays, its last rate goes on.
+    """
+    run = RunFolder.open(directory)
+    planned = run.config().steps
+    if steps is not None and steps < planned:
+        raise InputError(f"--steps is {steps}, but the run was planned for {planned}; give more, or leave it out")
+    return follow(run, steps)

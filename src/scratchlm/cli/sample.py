@@ -1,0 +1,161 @@
+"""scratchlm sample DIR: let a model write."""
+
+import json
+import sys
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from scratchlm import runtime
+from scratchlm.checkpoint import Checkpoint, RunFolder, load
+from scratchlm.errors import InputError
+from scratchlm.generation import Sampling, StopAt, stream
+from scratchlm.model import LanguageModel
+from scratchlm.tokenizers import IncrementalDecoder, Tokenizer
+
+
+def command(
+    directory: str,
+    /,
+    *,
+    prompt: Annotated[list[str] | None, Parameter(negative_iterable=(), show_default=False)] = None,
+    tokens: int = 256,
+    samples: int = 1,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    stop: Annotated[list[str] | None, Parameter(negative_iterable=(), show_default=False)] = None,
+    seed: int = 0,
+    checkpoint: str = "last",
+    device: str = "auto",
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> int:
+    """Let a trained model write, token by token.
+
+    Parameters
+    ----------
+    directory
+        The run's folder.
+    prompt
+        What the text starts with; - reads it from standard input. Given several times: several texts.
+    tokens
+        New tokens of each text.
+    samples
+        Texts for each prompt.
+    temperature
+        0 takes the most probable token, 1 draws as the model says.
+    top_k
+        Draw from the k most probable tokens.
+    top_p
+        Draw from the most probable tokens that together reach this probability.
+    min_p
+        Draw from tokens at least this share as probable as the most probable one.
+    stop
+        End a text before this string. Given several times: before any of them.
+    seed
+        The same seed, the same text.
+    checkpoint
+        last, best, or a step.
+    device
+        auto, cpu, cuda or mps.
+    json_
+        Print one JSON object instead.
+    """
+    run = RunFolder.open(directory)
+    if tokens < 1 or samples < 1:
+        raise InputError(f"--tokens is {tokens} and --samples {samples}; both must be at least 1")
+    if not 0 <= seed < 1 << 63:
+        raise InputError(f"--seed is {seed}; it must be at least 0 and below 2**63")
+    try:
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        StopAt(stop or [])
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    chosen, _ = runtime.choose_device(device)
+    texts = [_prompt(text) for text in prompt or [""]]
+    found = run.checkpoint(checkpoint)
+    model, tokenizer = load(directory, str(found.step), chosen)
+    say(f"{directory}: {weights(run, found)}")
+    written = _Writer(model, tokenizer, [text for text in texts for _ in range(samples)], stop or [], show=not json_)
+    written.run(tokens, sampling, seed)
+    if json_:
+        described = {"step": found.step, "seed": seed, "samples": written.described()}
+        print(json.dumps(described, ensure_ascii=False))
+    return 0
+
+
+def say(text: str) -> None:
+    """A line for the person, apart from the text that the model writes."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def weights(run: RunFolder, checkpoint: Checkpoint) -> str:
+    """Which weights these are: their step and their loss."""
+    losses = {line["step"]: line["val_loss"] for line in run.metrics() if "val_loss" in line}
+    loss = losses.get(checkpoint.step)
+    best = run.best_step()
+    which = f"weights of step {checkpoint.step:,}"
+    which += f", validation loss {loss:.4f} nats per token" if loss is not None else ", not evaluated"
+    if best is not None and best != checkpoint.step and best in losses:
+        which += f" (the best is step {best:,} with {losses[best]:.4f}: --checkpoint best)"
+    return which
+
+
+def _prompt(text: str) -> str:
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8: byte {error.start}; give the prompt in UTF-8") from error
+
+
+class _Writer:
+    """Several texts at once: the first is shown as it grows, the others when all are done."""
+
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, prompts: list[str], stops: list[str], show: bool
+    ) -> None:
+        self.model, self.tokenizer, self.prompts, self.show = model, tokenizer, prompts, show
+        self.ids = [tokenizer.encode(prompt) or [tokenizer.start] for prompt in prompts]
+        self.new: list[list[int]] = [[] for _ in prompts]
+        self.texts = [""] * len(prompts)
+        self.decoders = [IncrementalDecoder(tokenizer) for _ in prompts]
+        self.stops = [StopAt(stops) for _ in prompts]
+
+    def run(self, tokens: int, sampling: Sampling, seed: int) -> None:
+        context, longest = self.model.context, max(map(len, self.ids))
+        if context is not None and longest + tokens - 1 > context:
+            say(
+                f"prompt and new tokens exceed the context of {context}: whenever it is full, "
+                f"the model goes on from the newest {max(1, context // 2)} tokens"
+            )
+        self._print(0, self.prompts[0])
+        drawn = stream(self.model, self.ids, tokens, sampling, seed=seed, end=self.tokenizer.end_of_text, slide=True)
+        for row, token in drawn:
+            if self.stops[row].stopped:
+                continue
+            self.new[row].append(token)
+            self._add(row, self.stops[row].push(self.decoders[row].push(token)))
+            if all(stop.stopped for stop in self.stops):
+                break
+        for row, stop in enumerate(self.stops):  # half a character at the end is left out
+            self._add(row, stop.flush())
+        self._print(0, "\n")
+        for row in range(1, len(self.texts)):
+            self._print(0, f"--- {row + 1} ---\n{self.prompts[row]}{self.texts[row]}\n")
+
+    def _add(self, row: int, text: str) -> None:
+        self.texts[row] += text
+        self._print(row, text)
+
+    def _print(self, row: int, text: str) -> None:
+        if self.show and row == 0 and text:
+            print(text, end="", flush=True)
+
+    def described(self) -> list[dict[str, Any]]:
+        return [
+            {"prompt": prompt, "text": text, "tokens": new}
+            for prompt, text, new in zip(self.prompts, self.texts, self.new, strict=True)
+        ]

@@ -1,0 +1,83 @@
+"""scratchlm train ARCH: a new run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from scratchlm.cli.flags import nested, train_flags, with_signature
+from scratchlm.cli.progress import follow, say
+from scratchlm.config import default_preset, merge, preset_settings, read_settings
+from scratchlm.errors import InputError
+from scratchlm.models import MODELS
+
+FIT_SECONDS = 240.0
+
+
+def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+    """Train an architecture; its flags depend on which one it is."""
+    if not tokens or tokens[0].startswith("-"):
+        asked_for_help = any(token in ("--help", "-h") for token in tokens)
+        text = (
+            f"Usage: scratchlm train ARCH [OPTIONS]\n\nArchitectures: {', '.join(MODELS)}\n\n"
+            "scratchlm train ARCH --help shows all settings of one, scratchlm presets list its presets."
+        )
+        if not asked_for_help:
+            raise InputError(f"name the architecture to train, first of all: {', '.join(MODELS)}")
+        print(text)
+        return 0
+    arch, rest = tokens[0], tokens[1:]
+    model = MODELS[arch]
+    preset, file = _value("--preset", rest), _value("--config", rest)
+    from_file = read_settings(file) if file else {}
+    if from_file.get("arch", arch) != arch:
+        raise InputError(f"{file} is for the architecture {from_file['arch']!r}, not {arch!r}")
+    preset = preset or from_file.get("preset") or default_preset(arch)
+    below = merge({"arch": arch}, _without_vocabulary(preset_settings(arch, preset)), from_file, {"preset": preset})
+    fit = not (file or {"--preset", "--steps"} & {token.partition("=")[0] for token in rest})
+
+    def start(**given: Any) -> int:
+        out = given.pop("out", None)
+        flags = nested({name: value for name, value in given.items() if name not in ("preset", "config")})
+        return _train(merge(below, flags), out, FIT_SECONDS if fit else None)
+
+    summary = (model.__doc__ or "").strip().splitlines()[0]
+    app = App(name=f"scratchlm train {arch}", help=f"Train: {summary}", version_flags=[])
+    app.default(with_signature(start, train_flags(arch, below)))
+    code: int = app(rest, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    return code
+
+
+def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None) -> int:
+    # torch is imported here, once the flags are known to be right
+    from scratchlm.training.setup import create_run, free_folder
+
+    folder = Path(out) if out else free_folder(settings["arch"])
+    run, asked = create_run(settings, folder, fit_seconds)
+    config = run.config()
+    if config.steps != asked.steps:
+        say(
+            f"this machine would need longer than {FIT_SECONDS / 60:.0f} minutes for the {asked.steps:,} steps of the "
+            f"preset {config.preset}, so this run has {config.steps:,}; --steps sets another number"
+        )
+    elif fit_seconds is not None and config.preset:
+        say(
+            f"no size given: this is the preset {config.preset}, {config.steps:,} steps, "
+            f"which this machine should do in about {FIT_SECONDS / 60:.0f} minutes or less"
+        )
+    return follow(run)
+
+
+def _without_vocabulary(preset: dict[str, Any]) -> dict[str, Any]:
+    """A preset's vocabulary is what its published size counts; the tokenizer of a run decides."""
+    shape = {key: value for key, value in preset.get("model", {}).items() if key != "vocab_size"}
+    return {**preset, **({"model": shape} if "model" in preset else {})}
+
+
+def _value(flag: str, tokens: tuple[str, ...]) -> str | None:
+    """What a flag is given, ahead of parsing: the values that help shows depend on it."""
+    for at, token in enumerate(tokens):
+        name, equals, value = token.partition("=")
+        if name == flag:
+            return value if equals else tokens[at + 1] if at + 1 < len(tokens) else None
+    return None

@@ -1,0 +1,224 @@
+"""The settings of a run: frozen dataclasses, made of defaults, a preset, a file and flags, each over the one before."""
+
+import dataclasses
+import json
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import cattrs
+
+from scratchlm.errors import InputError, did_you_mean
+from scratchlm.models import MODELS
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer (AdamW) and its schedule.
+
+    Attributes:
+        lr: Highest learning rate.
+        min_lr: Rate at the end of the cosine schedule.
+        warmup: Steps of linear warm-up.
+        schedule: cosine falls from lr to min_lr; constant stays at lr.
+        beta1: Decay of the mean of gradients.
+        beta2: Decay of the mean of squared gradients.
+        eps: Added to the root of the mean of squares.
+        weight_decay: Decay of matrices and embeddings; biases and norms have none.
+        grad_clip: Largest norm of the gradient; 0 clips nothing.
+    """
+
+    lr: float = 1e-3
+    min_lr: float = 1e-4
+    warmup: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "min_lr", "warmup", "eps", "weight_decay", "grad_clip"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run.
+
+    Attributes:
+        arch: The architecture.
+        preset: The preset that filled what nothing else set.
+        data: A corpus by name, a file, a folder, or - for standard input.
+        split: Shares of training, validation and test text.
+        errors: Bytes that are not UTF-8: strict stops, replace puts U+FFFD there.
+        tokenizer: A kind (char, byte) or a tokenizer's file.
+        steps: Optimizer steps.
+        horizon: Steps that the schedule is laid out for; none: all of them. Steps beyond it run at its last rate.
+        batch_size: Windows in a step.
+        window: Tokens of a window; none: the model's context, or 256 where it has no limit.
+        accumulate: Parts that a step's batch is computed in, to save memory.
+        eval_every: Steps between evaluations.
+        log_every: Steps between lines of metrics.jsonl.
+        patience: Evaluations without a better one before the run stops; none: it goes on.
+        save_minutes: Minutes between checkpoints, besides those at evaluations.
+        keep: Newest checkpoints that are kept, besides the best.
+        seed: Seed of weights, batches and dropout.
+        device: auto, cpu, cuda or mps.
+        logger: A viewer that the metrics go to as well: none, tensorboard, trackio or wandb.
+        model: The architecture's shape.
+        optim: The optimizer.
+    """
+
+    arch: str
+    preset: str | None = None
+    data: str = "shakespeare"
+    split: tuple[float, float, float] = (0.9, 0.05, 0.05)
+    errors: Literal["strict", "replace"] = "strict"
+    tokenizer: str = "char"
+    steps: int = 1000
+    horizon: int | None = None
+    batch_size: int = 16
+    window: int | None = None
+    accumulate: int = 1
+    eval_every: int = 250
+    log_every: int = 10
+    patience: int | None = None
+    save_minutes: float = 5.0
+    keep: int = 2
+    seed: int = 1337
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    model: Any = None
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError(f"patience is {self.patience}; it must be at least 1, or left out")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"accumulate is {self.accumulate}, but a batch has only {self.batch_size} windows")
+        limit = getattr(self.model, "context", None)
+        if self.window is not None and not 1 <= self.window <= (limit or self.window):
+            raise ValueError(f"window is {self.window}; it must be at least 1 and fit the model's context of {limit}")
+        if not 0 <= self.seed < 1 << 63:
+            raise ValueError(f"the seed is {self.seed}; it must be at least 0 and below 2**63")
+        if not self.save_minutes > 0:
+            raise ValueError(f"save_minutes is {self.save_minutes}; it must be above 0")
+
+    @property
+    def training_window(self) -> int:
+        """Tokens of a window of training and validation."""
+        return self.window or getattr(self.model, "context", None) or 256
+
+
+def default_preset(arch: str) -> str | None:
+    """The preset that a run takes when it names none."""
+    return next(iter(MODELS[arch].presets), None)
+
+
+def preset_settings(arch: str, preset: str | None) -> dict[str, Any]:
+    """The settings of a preset. Raises InputError for an unknown one."""
+    if preset is None:
+        return {}
+    presets = MODELS[arch].presets
+    if preset not in presets:
+        raise InputError(f"{arch} has no preset {preset!r}: {did_you_mean(preset, presets)}")
+    return {"preset": preset, **presets[preset]}
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """The settings in a TOML or JSON file; a run's config.json is one. Raises InputError where it is unreadable."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        settings = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"cannot read the settings {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is neither TOML nor, by its name, JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} holds no settings, which are names with values")
+    settings.pop("format_version", None)
+    return settings
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, each layer over those before it."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = merged.get(key)
+            both = isinstance(below, dict) and isinstance(value, Mapping)
+            merged[key] = merge(below, value) if both else dict(value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _check_names(settings: Mapping[str, Any], config: type, where: str) -> None:
+    names = {f.name for f in dataclasses.fields(config)}
+    for key in settings:
+        if key not in names:
+            raise InputError(f"unknown setting {where}{key}: {did_you_mean(key, names)}")
+
+
+def _numbers(value: Any, kind: type) -> Any:
+    """Cattrs would call int("x") and bool("no"): take nothing but the JSON type that a setting has."""
+    good = isinstance(value, (int, float) if kind is float else kind)
+    if not good or (kind is not bool and isinstance(value, bool)):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return kind(value)
+
+
+_converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+for _kind in (int, float, bool, str):
+    _converter.register_structure_hook(_kind, _numbers)
+
+
+def _structure(settings: Mapping[str, Any], config: type, where: str) -> Any:
+    """A dataclass out of settings whose names are known; the first bad value is named."""
+    hints = typing.get_type_hints(config)
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        try:
+            ready = hints[key] is Any or dataclasses.is_dataclass(value)
+            values[key] = value if ready else _converter.structure(value, hints[key])
+        except Exception as error:  # cattrs raises bare ones for a Literal
+            expected = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else str(hints[key])
+            raise InputError(f"{where}{key} is {value!r}, not {str(expected).replace('typing.', '')}") from error
+    try:
+        return config(**values)
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+
+
+def make_config(settings: Mapping[str, Any]) -> RunConfig:
+    """The configuration that merged settings mean; `model.vocab_size` must be among them.
+
+    Raises InputError for an unknown name, naming the nearest, and for a value that does not fit.
+    """
+    _check_names(settings, RunConfig, "")
+    shape = MODELS[settings["arch"]].Config
+    model, optim = settings.get("model") or {}, settings.get("optim") or {}
+    _check_names(model, shape, "model.")
+    _check_names(optim, OptimConfig, "optim.")
+    return _structure(
+        {**settings, "model": _structure(model, shape, "model."), "optim": _structure(optim, OptimConfig, "optim.")},
+        RunConfig,
+        "",
+    )
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings that make this configuration, as JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

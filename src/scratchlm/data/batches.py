@@ -1,0 +1,96 @@
+"""Windows of tokens: for training a pure function of (seed, step), for evaluation all of a split, in order.
+
+Letters in shapes: B batch, T tokens of a window.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scratchlm.data.shards import Tokens
+from scratchlm.errors import InputError
+from scratchlm.model import Source
+
+IGNORED = -100  # a target that is not counted
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What a model reads and what it should say: tokens (B, T), targets (B, T), IGNORED where there is none."""
+
+    tokens: Tensor
+    targets: Tensor
+    source: Source | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device."""
+        source = self.source and Source(self.source.ids.to(device), self.source.lengths.to(device))
+        return Batch(self.tokens.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), source)
+
+    def slices(self, parts: int) -> list["Batch"]:
+        """The batch in `parts` micro-batches of rows, as even as can be; never more parts than rows."""
+        rows = np.array_split(np.arange(len(self.tokens)), min(parts, len(self.tokens)))
+        return [Batch(self.tokens[r[0] : r[-1] + 1], self.targets[r[0] : r[-1] + 1]) for r in rows]
+
+    @property
+    def target_count(self) -> int:
+        """Targets that count."""
+        return int((self.targets != IGNORED).sum())
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    # raw output of a bit generator: numpy keeps its stream for good, which it does not promise of permutation()
+    keys = np.random.Philox(key=seed, counter=[0, 0, 0, epoch]).random_raw(count + 1)
+    return np.concatenate([keys[:1], np.argsort(keys[1:], kind="stable").astype(np.uint64)])
+
+
+class TrainingWindows:
+    """The global batch: windows of a split in an order that (seed, step) alone decides.
+
+    An epoch is a permutation of back-to-back windows whose first start is drawn anew, so each window is read once an
+    epoch and their cuts move from epoch to epoch. A batch may span two epochs, or many where the text is small.
+    """
+
+    def __init__(self, tokens: Tokens, window: int, batch_size: int, seed: int) -> None:
+        """Raises InputError where the split is shorter than one window."""
+        if len(tokens) <= window:
+            fits = f"--window {len(tokens) - 1} or less" if len(tokens) > 1 else "two tokens at the least"
+            raise InputError(
+                f"the training text has {len(tokens)} tokens, and a window of {window} needs "
+                f"{window + 1}: give a longer text, or {fits}"
+            )
+        self._tokens, self._window, self._batch_size, self._seed = tokens, window, batch_size, seed
+        self.count = max(1, (len(tokens) - window) // window)  # windows of an epoch
+        self._phases = min(window, len(tokens) - self.count * window)
+
+    def epochs(self, steps: int) -> float:
+        """How often the text has been read after so many steps."""
+        return steps * self._batch_size / self.count
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
+        starts = np.empty(self._batch_size, dtype=np.int64)
+        for row in range(self._batch_size):
+            epoch, place = divmod(step * self._batch_size + row, self.count)
+            order = _order(self._seed, epoch, self.count)
+            starts[row] = int(order[0]) % self._phases + int(order[1 + place]) * self._window
+        windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
+        return Batch(windows[:, :-1], windows[:, 1:])
+
+
+def evaluation_batches(tokens: Tokens, window: int, batch_size: int) -> Iterator[Batch]:
+    """A whole split in back-to-back windows: every token but the first is a target once; the last may be shorter."""
+    targets = len(tokens) - 1
+    whole = targets // window
+    for first in range(0, whole, batch_size):
+        starts = np.arange(first, min(first + batch_size, whole)) * window
+        windows = torch.from_numpy(tokens.windows(starts, window + 1))
+        yield Batch(windows[:, :-1], windows[:, 1:])
+    if targets % window:
+        rest = torch.from_numpy(tokens.windows(np.array([whole * window]), targets % window + 1))
+        yield Batch(rest[:, :-1], rest[:, 1:])

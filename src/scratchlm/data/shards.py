@@ -1,0 +1,161 @@
+"""Token shards: the splits of a corpus as memory-mapped arrays of ids, with a manifest that describes them.
+
+A folder holds train_00000.npy, validation_00000.npy, ... (uint8, uint16 or uint32, by the vocabulary) and
+manifest.json. It needs nothing but the tokenizer that its manifest names by hash.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from scratchlm.errors import InputError
+from scratchlm.tokenizers import Tokenizer
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "validation", "test")
+SHARD_TOKENS = 1 << 27
+IN_MEMORY_BYTES = 1 << 28  # a split up to this size is held in memory
+
+
+def dtype_for(vocab_size: int) -> np.dtype:
+    """The smallest unsigned type that holds every id."""
+    return np.min_scalar_type(vocab_size - 1)
+
+
+def split_documents(documents: Sequence[str], shares: Sequence[float]) -> list[list[str]]:
+    """Cut the documents, one after another, into splits of these shares of their characters.
+
+    A document that a cut falls into is parted there. Raises InputError where the shares do not sum to one.
+    """
+    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise InputError(f"the split {tuple(shares)} must be the shares of {', '.join(SPLITS)}, which sum to 1")
+    total = sum(map(len, documents))
+    ends = [int(total * (sum(shares[: i + 1]) + 1e-9)) for i in range(len(shares) - 1)] + [total]
+    splits: list[list[str]] = []
+    at, start = 0, 0  # position among all characters where the split starts, and where the document does
+    for end in ends:
+        pieces, start = [], 0
+        for document in documents:
+            piece = document[max(at - start, 0) : max(end - start, 0)]
+            if piece:
+                pieces.append(piece)
+            start += len(document)
+        splits.append(pieces)
+        at = end
+    return splits
+
+
+def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarray:
+    """Ids of the documents, an end-of-text token between two. Shapes: (N,) of `dtype_for` the vocabulary."""
+    dtype = dtype_for(tokenizer.vocab_size)
+    parts: list[np.ndarray] = []
+    for document in documents:
+        if parts:
+            if tokenizer.end_of_text is None:
+                raise InputError(
+                    "the tokenizer has no end-of-text token, which parts the documents; "
+                    "give one file of text, or let train make the tokenizer"
+                )
+            parts.append(np.array([tokenizer.end_of_text], dtype))
+        parts.append(tokenizer.encode_array(document).astype(dtype))
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def write_shards(folder: Path, splits: dict[str, np.ndarray], tokenizer: Tokenizer) -> None:
+    """Write the splits and their manifest into a new folder."""
+    folder.mkdir(parents=True)
+    lengths = tokenizer.token_lengths()
+    described = {}
+    for name, tokens in splits.items():
+        shards = []
+        for number, start in enumerate(range(0, len(tokens), SHARD_TOKENS)):
+            part, file = tokens[start : start + SHARD_TOKENS], folder / f"{name}_{number:05d}.npy"
+            np.save(file, part, allow_pickle=False)
+            shards.append({"file": file.name, "tokens": len(part), "sha256": _sha256(file)})
+        described[name] = {"tokens": len(tokens), "bytes": int(lengths[tokens].sum()), "shards": shards}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "dtype": str(dtype_for(tokenizer.vocab_size)),
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_sha256": tokenizer.sha256,
+        "splits": described,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+class Tokens:
+    """The ids of one split: held in memory where they are few, else mapped anew for each look.
+
+    A map that lives long lets the memory in use grow to the size of the file.
+    """
+
+    def __init__(self, files: Sequence[Path], counts: Sequence[int], in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
+        self._files = list(files)
+        self._ends = np.cumsum([0, *counts])
+        small = sum(file.stat().st_size for file in files) <= in_memory_bytes
+        self._arrays = [np.load(file, allow_pickle=False) for file in files] if small else None
+
+    @classmethod
+    def of(cls, tokens: np.ndarray) -> "Tokens":
+        """Ids that are in memory already. Shapes: (N,)."""
+        self = cls([], [])
+        self._arrays, self._ends = [tokens], np.array([0, len(tokens)])
+        return self
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Stretches of `length` ids. Shapes: starts (B,) -> (B, length) int64."""
+        arrays = self._arrays or [np.load(file, mmap_mode="r", allow_pickle=False) for file in self._files]
+        out = np.empty((len(starts), length), dtype=np.int64)
+        for row, start in zip(out, starts.tolist(), strict=True):
+            if start < 0 or start + length > len(self):
+                raise IndexError(f"tokens {start} to {start + length} of {len(self)}")
+            shard, done = int(np.searchsorted(self._ends, start, side="right")) - 1, 0
+            while done < length:
+                inside = start + done - self._ends[shard]
+                part = arrays[shard][inside : inside + length - done]
+                row[done : done + len(part)] = part
+                done += len(part)
+                shard += 1
+        return out
+
+
+def read_shards(folder: Path, tokenizer: Tokenizer) -> dict[str, Tokens]:
+    """The splits of a folder of shards, each file checked against its hash.
+
+    Raises InputError where a file is missing or damaged, or belongs to another tokenizer.
+    """
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format_version"] != FORMAT_VERSION:
+            raise InputError(
+                f"{folder} has format version {manifest['format_version']!r}; "
+                f"this scratchlm reads version {FORMAT_VERSION}"
+            )
+        if manifest["tokenizer_sha256"] != tokenizer.sha256:
+            raise InputError(
+                f"the tokens in {folder} were made by another tokenizer than the one given "
+                f"({manifest['tokenizer_sha256'][:12]}, not {tokenizer.sha256[:12]})"
+            )
+        splits = {}
+        for name, described in manifest["splits"].items():
+            files = [folder / shard["file"] for shard in described["shards"]]
+            for file, shard in zip(files, described["shards"], strict=True):
+                if _sha256(file) != shard["sha256"]:
+                    raise InputError(f"{file} is damaged: its sha256 is not the one in its manifest")
+            splits[name] = Tokens(files, [shard["tokens"] for shard in described["shards"]])
+    except OSError as error:
+        raise InputError(f"cannot read the tokens in {folder}: {error}") from error
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise InputError(f"the manifest of {folder} is damaged: {error!r}") from error
+    return splits

@@ -1,0 +1,83 @@
+"""Documents out of a file, a folder, JSON lines or standard input, as UTF-8 and nothing else."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Literal
+
+from scratchlm.errors import InputError
+
+Errors = Literal["strict", "replace"]
+SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # what is read of a folder
+
+
+def read_documents(source: str, errors: Errors = "strict") -> list[str]:
+    r"""The documents that a path, or "-" for standard input, holds.
+
+    A text is one document, a folder one or more for each of its texts, JSON lines one for each line. A byte order
+    mark is dropped, line ends become "\\n". Raises InputError with the file and the place of what is wrong.
+    """
+    if source == "-":
+        return _documents(sys.stdin.buffer.read(), "standard input", jsonl=False, errors=errors)
+    path = Path(source)
+    if not path.is_dir():
+        return _documents(_bytes(path), str(path), path.suffix == ".jsonl", errors)
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    documents = [
+        document
+        for file in files
+        for document in _documents(_bytes(file), str(file), file.suffix == ".jsonl", errors, empty=True)
+    ]
+    if not documents:
+        raise InputError(
+            f"the folder {path} has no text: none of its files that end in {', '.join(SUFFIXES)} holds any"
+        )
+    return documents
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _documents(data: bytes, name: str, jsonl: bool, errors: Errors, empty: bool = False) -> list[str]:
+    text = _decode(data, name, errors)
+    documents = (
+        [_field(line, f"{name}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        if jsonl
+        else [text]
+    )
+    documents = [document for document in documents if document]
+    if not documents and not empty:
+        raise InputError(f"{name} is empty; give a text to learn from")
+    return documents
+
+
+def _decode(data: bytes, name: str, errors: Errors) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{name} is UTF-16, as its first two bytes say; save it as UTF-8")
+    null = data.find(b"\0")
+    if null >= 0:
+        raise InputError(f"{name} is binary: byte {null} is zero; give a text in UTF-8")
+    try:
+        text = data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x} ({error.reason}); "
+            "save it as UTF-8, or give --errors replace to put U+FFFD there"
+        ) from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _field(line: str, place: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{place} is not JSON: {error}") from error
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise InputError(f'{place} has no text: give {{"text": "..."}} or a string on each line')
+    return text

@@ -1,0 +1,41 @@
+"""The architectures by name. A new one is one file here and one line below."""
+
+import importlib
+from collections.abc import Iterator
+
+from scratchlm.errors import InputError, did_you_mean
+from scratchlm.model import LanguageModel
+
+
+class Registry:
+    """Names to model classes; a class's module is imported when it is asked for."""
+
+    def __init__(self, paths: dict[str, str]) -> None:
+        self._paths = paths
+
+    def register(self, name: str, path: str) -> None:
+        """Add an architecture: `path` is "module:Class"."""
+        self._paths[name] = path
+
+    def __getitem__(self, name: str) -> type[LanguageModel]:
+        """Raises InputError for an unknown name."""
+        if name not in self._paths:
+            raise InputError(f"unknown architecture {name!r}: {did_you_mean(name, self)}")
+        module, _, attribute = self._paths[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+MODELS = Registry(
+    {
+        "gpt": "scratchlm.models.gpt:GPT",
+    }
+)

