@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from runs import run_maker
 from scratchlm.models import MODELS
+from scratchlm.training import loop
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -33,3 +35,17 @@ def toy_registered(monkeypatch):
     """The toy architecture of tests/toy.py, registered for one test as a user would register their own."""
     monkeypatch.setattr(MODELS, "_paths", dict(MODELS._paths))
     MODELS.register("toy", "toy:Toy")
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    """A function that makes a run's folder, with some settings changed."""
+    return run_maker(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nobody stopped."""
+    run = run_maker(tmp_path_factory.mktemp("whole"))()
+    list(loop.train(run))
+    return run

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from scratchlm.cli.flags import nested, train_flags, with_signature
-from scratchlm.cli.progress import follow, say
 from scratchlm.config import default_preset, merge, preset_settings, read_settings
 from scratchlm.errors import InputError
 from scratchlm.models import MODELS
@@ -50,6 +49,7 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
 
 def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None) -> int:
     # torch is imported here, once the flags are known to be right
+    from scratchlm.cli.progress import follow, say
     from scratchlm.training.setup import create_run, free_folder
 
     folder = Path(out) if out else free_folder(settings["arch"])

@@ -2,9 +2,12 @@
 
 import importlib
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from scratchlm.errors import InputError, did_you_mean
-from scratchlm.model import LanguageModel
+
+if TYPE_CHECKING:  # the names are to be had without torch
+    from scratchlm.model import LanguageModel
 
 
 class Registry:
@@ -17,7 +20,7 @@ class Registry:
         """Add an architecture: `path` is "module:Class"."""
         self._paths[name] = path
 
-    def __getitem__(self, name: str) -> type[LanguageModel]:
+    def __getitem__(self, name: str) -> "type[LanguageModel]":
         """Raises InputError for an unknown name."""
         if name not in self._paths:
             raise InputError(f"unknown architecture {name!r}: {did_you_mean(name, self)}")

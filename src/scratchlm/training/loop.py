@@ -118,6 +118,7 @@ class _Position:
     best_step: int | None = None
     best_loss: float | None = None
     worse: int = 0
+    scored_step: int = 0  # the newest that was evaluated
     lines: int = 0  # of metrics.jsonl
     pending: list[dict[str, float]] = field(default_factory=list)  # steps since the last line
 
@@ -202,55 +203,65 @@ class _Trainer:
         return time.perf_counter() - self._saved_at >= 60 * self.config.save_minutes
 
     def evaluation_is_due(self) -> bool:
-        return self.at.step > 0 and (self.at.step % self.config.eval_every == 0 or self.at.step == self.config.steps)
+        at, config = self.at, self.config
+        return at.step > at.scored_step and (at.step % config.eval_every == 0 or at.step == config.steps)
 
     def report(self) -> Iterator[Record]:
         """What follows an update, and again a resume: evaluation and a line of metrics, where they are due."""
-        at, score = self.at, None
+        at, evaluated = self.at, None
         if self.evaluation_is_due():
             self.tick()
-            score = evaluate(self.model, self.validation, self.token_lengths, self.window)
+            evaluated = self.evaluate()
             self._clock = time.perf_counter()  # seconds count training alone
-        if not (score or at.step % self.config.log_every == 0):
+        if evaluated is None and at.step % self.config.log_every:
             return
         self.tick()
         self.read_losses()
         if at.pending:
             mean = {key: sum(one[key] for one in at.pending) / len(at.pending) for key in ("loss", "grad_norm")}
-            tokens = at.step * self.config.batch_size * self.window
             progress = Progress(
-                step=at.step, tokens=tokens, lr=at.pending[-1]["lr"], seconds=at.seconds, score=score, **mean
+                step=at.step,
+                tokens=at.step * self.config.batch_size * self.window,
+                lr=at.pending[-1]["lr"],
+                seconds=at.seconds,
+                score=None if evaluated is None else evaluated.score,
+                **mean,
             )
-            self.run.append_metrics(progress.line())
+            self.run.append_metrics(progress.line())  # last of all: an evaluation with a line is done with
             at.pending = []
             at.lines += 1
             yield progress
-        if score is not None:
-            yield from self.judge(score)
+        if evaluated is not None:
+            yield evaluated
+            if evaluated.best_step == at.step:
+                yield self.sample()
+        self._clock = time.perf_counter()
 
-    def judge(self, score: Score) -> Iterator[Record]:
+    def evaluate(self) -> Evaluated:
+        """Score the validation split and remember where it was best."""
         at = self.at
-        better = at.best_loss is None or score.nats_per_token < at.best_loss
-        if better:
+        score = evaluate(self.model, self.validation, self.token_lengths, self.window)
+        if at.best_loss is None or score.nats_per_token < at.best_loss:
             at.best_step, at.best_loss, at.worse = at.step, score.nats_per_token, 0
             self.run.mark_best(self.run.checkpoint(str(at.step)))
         else:
             at.worse += 1
+        at.scored_step = at.step
         assert at.best_step is not None
-        assert at.best_loss is not None
-        yield Evaluated(step=at.step, score=score, best_step=at.best_step, best_loss=at.best_loss, worse=at.worse)
-        if better:
-            drawn = stream(
-                self.model,
-                [[self.tokenizer.start]],
-                SAMPLE_TOKENS,
-                Sampling(temperature=SAMPLE_TEMPERATURE),
-                seed=at.step,
-                end=self.tokenizer.end_of_text,
-                slide=True,
-            )
-            yield Sampled(step=at.step, tokens=[token for _, token in drawn])
-        self._clock = time.perf_counter()
+        return Evaluated(step=at.step, score=score, best_step=at.best_step, best_loss=at.best_loss, worse=at.worse)
+
+    def sample(self) -> Sampled:
+        """What the model says now; no generator of the training is drawn from."""
+        drawn = stream(
+            self.model,
+            [[self.tokenizer.start]],
+            SAMPLE_TOKENS,
+            Sampling(temperature=SAMPLE_TEMPERATURE),
+            seed=self.at.step,
+            end=self.tokenizer.end_of_text,
+            slide=True,
+        )
+        return Sampled(step=self.at.step, tokens=[token for _, token in drawn])
 
 
 def train(run: RunFolder, *, steps: int | None = None, stop: threading.Event | None = None) -> Iterator[Record]:

@@ -1,0 +1,38 @@
+# make demo trains a model, make test tests everything; each sets up what it needs first.
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+# a CPU-only torch from elsewhere than the usual index: make demo TORCH_INDEX=...
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: demo test test-slow check bench setup clean
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python run_gpt.py
+
+test: setup
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+# NANOGPT names a clone of nanoGPT to be measured against
+bench: setup
+	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt_step.py $(NANOGPT))
+	$(BIN)/python benchmarks/cached_generation.py
+
+clean:
+	rm -rf $(VENV)

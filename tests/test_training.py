@@ -1,0 +1,263 @@
+"""The loop: groups, schedule, accumulation, exact resume, early stopping, divergence."""
+
+import contextlib
+import itertools
+import json
+import math
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runs import SETTINGS, metrics_without_clock, same_end
+from scratchlm import checkpoint, evaluation
+from scratchlm.config import OptimConfig
+from scratchlm.data.batches import Batch, TrainingWindows
+from scratchlm.data.shards import Tokens
+from scratchlm.models import MODELS
+from scratchlm.training import loop, optim
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_each_parameter_is_in_one_group(name):
+    model = MODELS[name](MODELS[name].Config.tiny())
+    decayed, free = optim.parameter_groups(model, 0.1)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    listed = [id(parameter) for group in (decayed, free) for parameter in group["params"]]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {id(parameter) for parameter in model.parameters()}
+    free_names = {n for n, p in model.named_parameters() if any(p is q for q in free["params"])}
+    assert free_names == {n for n in dict(model.named_parameters()) if "norm" in n or n.endswith("bias")}
+
+
+def test_nanogpt_groups_have_its_published_sizes():
+    shape = {**MODELS["gpt"].presets["nanogpt-cpu"]["model"], "vocab_size": 65}
+    decayed, free = optim.parameter_groups(MODELS["gpt"](MODELS["gpt"].Config(**shape)), 0.1)
+    assert len(decayed["params"]) == 18
+    assert sum(parameter.numel() for parameter in decayed["params"]) == 802_944
+    assert sum(parameter.numel() for parameter in free["params"]) == 804_096 - 802_944
+
+
+def test_the_cosine_schedule():
+    config = OptimConfig(lr=1e-3, min_lr=1e-4, warmup=100)
+    rates = [optim.learning_rate(step, 2000, config) for step in range(2100)]
+    assert rates[0] == pytest.approx(1e-3 / 101)
+    assert rates[99] == pytest.approx(1e-3 * 100 / 101)
+    assert rates[100] == pytest.approx(1e-3)
+    assert rates[1050] == pytest.approx((1e-3 + 1e-4) / 2)
+    assert rates[2000] == rates[2099] == pytest.approx(1e-4)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[100:2000]))
+    flat = replace(config, schedule="constant")
+    assert {optim.learning_rate(step, 2000, flat) for step in (100, 1500, 3000)} == {1e-3}
+    assert optim.learning_rate(0, 10, OptimConfig(lr=1.0, warmup=0)) == 1.0
+
+
+def test_a_run_learns_and_leaves_what_it_promises(new_run):
+    run = new_run(steps=60, eval_every=20)
+    records = list(loop.train(run))
+    kinds = [type(record).__name__ for record in records]
+    assert kinds[:2] == ["Started", "Saved"], "step 0 is saved before the first step"
+    assert records[-1] == loop.Ended(step=60, reason="finished")
+    for at, kind in enumerate(kinds):
+        if kind == "Evaluated":
+            assert "Saved" in kinds[at - 2 : at], "saved first, evaluated after"
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == sorted({*range(3, 61, 3), 20, 40})
+    assert all({"step", "loss", "tokens", "lr", "grad_norm", "seconds"} <= line.keys() for line in lines)
+    assert [line["step"] for line in lines if "val_loss" in line] == [20, 40, 60]
+    assert lines[0]["loss"] == pytest.approx(math.log(run.tokenizer().vocab_size), rel=0.15)
+    assert lines[-1]["val_loss"] < 0.7 * lines[0]["loss"]
+    assert lines[-1]["tokens"] == 60 * 6 * 16
+    assert {c.step for c in run.checkpoints()} >= {40, 60}
+    assert len(run.checkpoints()) <= 3, "the newest two and the best"
+
+
+def test_a_line_is_the_mean_of_its_steps(new_run):
+    each, third = new_run(log_every=1), new_run(log_every=3)
+    for run in (each, third):
+        list(loop.train(run))
+    losses = {line["step"]: line["loss"] for line in each.metrics()}
+    for line, before in zip(third.metrics()[1:], third.metrics(), strict=False):
+        steps = range(before["step"] + 1, line["step"] + 1)
+        assert line["loss"] == pytest.approx(sum(losses[step] for step in steps) / len(steps), rel=1e-12)
+
+
+@pytest.mark.parametrize("stops", [(1,), (3,), (4, 8), (2, 7), (5, 6, 11)])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(new_run, whole, stops):
+    stopped = new_run()
+    for at in stops:
+        stop = threading.Event()
+        count = itertools.count(1)
+        original = loop._Trainer.update
+
+        def update(self, count=count, at=at, stop=stop, original=original):
+            original(self)
+            if self.at.step == at:
+                stop.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop._Trainer, "update", update)
+            assert list(loop.train(stopped, stop=stop))[-1] == loop.Ended(step=at, reason="stopped")
+        torch.manual_seed(99)  # whatever another program drew in between
+    list(loop.train(stopped))
+    same_end(stopped, whole)
+
+
+@pytest.mark.parametrize("dies_in", ["update", "report", "evaluate", "sample"])
+@pytest.mark.parametrize("at", [3, 4, 6, 8, 12])
+def test_a_run_that_dies_anywhere_goes_on_as_if_nothing_had_happened(new_run, whole, dies_in, at):
+    killed = new_run()
+    original = getattr(loop._Trainer, dies_in)
+
+    def die(self, *arguments):
+        if self.at.step == at:
+            raise SystemExit
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Trainer, dies_in, die)
+        with contextlib.suppress(SystemExit):
+            list(loop.train(killed))
+    list(loop.train(killed))
+    same_end(killed, whole)
+
+
+def test_a_finished_run_is_left_alone_and_can_be_extended(new_run):
+    run, longer = new_run(), new_run()
+    list(loop.train(run))
+    files = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
+    assert list(loop.train(run)) == [loop.Ended(step=12, reason="finished", already=True)]
+    assert files == {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
+    assert list(loop.train(run, steps=16))[-1] == loop.Ended(step=16, reason="finished")
+    assert (run.config().steps, run.config().horizon) == (16, 12)
+    late = [line["lr"] for line in run.metrics() if line["step"] > 13]
+    assert set(late) == {1e-3}, "beyond the horizon the last rate goes on"
+    list(loop.train(longer))
+    list(loop.train(longer, steps=14))
+    list(loop.train(longer, steps=16))
+    assert longer.config().horizon == 12
+    weights = run.checkpoint("last").weights()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in longer.checkpoint("last").weights().items())
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 6])
+def test_accumulation_changes_nothing_but_rounding(new_run, accumulate):
+    exact = {"model": {**SETTINGS["model"], "dropout": 0.0}}
+    whole, parts = new_run(**exact), new_run(**exact, accumulate=accumulate)
+    for run in (whole, parts):
+        list(loop.train(run))
+    for line, expected in zip(parts.metrics(), whole.metrics(), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+
+
+def test_the_step_divides_once_by_all_targets():
+    """Gradients of a batch whose parts have unequal numbers of targets: a mean of means would differ."""
+    model = MODELS["gpt"](MODELS["gpt"].Config.tiny()).double()
+    batch = TrainingWindows(Tokens.of(torch.randint(0, 23, (200,)).numpy()), 8, 4, seed=1).batch(0)
+    batch = Batch(batch.tokens, batch.targets.clone())
+    batch.targets[0, 2:] = -100
+    total, count = evaluation.loss_sum(model, batch)
+    (total / count).backward()
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for part in batch.slices(4):
+        (evaluation.loss_sum(model, part)[0] / count).backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_early_stopping_keeps_the_best(new_run, monkeypatch):
+    scores = iter([3.0, 2.0, 2.5, 2.6, 2.7])
+    real = evaluation.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *a: replace(real(*a), nats_per_token=next(scores)))
+    run = new_run(steps=40, eval_every=2, patience=3, keep=1)
+    records = list(loop.train(run))
+    assert records[-1] == loop.Ended(step=10, reason="early")
+    scored = [record for record in records if isinstance(record, loop.Evaluated)]
+    assert [(record.best_step, record.worse) for record in scored] == [(2, 0), (4, 0), (4, 1), (4, 2), (4, 3)]
+    assert run.best_step() == 4
+    assert [c.step for c in run.checkpoints()] == [4, 10]
+    assert sum(isinstance(record, loop.Sampled) for record in records) == 2, "a sample whenever it improves"
+
+
+@pytest.mark.parametrize("broken", ["loss", "gradient"])
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(new_run, monkeypatch, broken):
+    run = new_run(log_every=4)
+    original = loop.TrainingStep.forward
+    calls = itertools.count(1)
+
+    def forward(self, batch):
+        total, count = original(self, batch)
+        if next(calls) == 6:
+            total = total * math.nan if broken == "loss" else total + (total - total.detach()) * math.inf
+        return total, count
+
+    monkeypatch.setattr(loop.TrainingStep, "forward", forward)
+    with pytest.raises(loop.DivergenceError, match=r"diverged at step 6: .*learning rate .*gradient norm .*--optim.lr"):
+        list(loop.train(run))
+    assert run.checkpoint("last").step == 4
+    assert all(tensor.isfinite().all() for tensor in run.checkpoint("last").weights().values())
+
+
+def test_an_evaluation_counts_once_towards_patience_however_often_the_run_is_stopped(new_run, monkeypatch):
+    real = evaluation.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda *a: replace(real(*a), nats_per_token=2.0))  # never better again
+    run = new_run(steps=40, eval_every=2, patience=3)
+    for _ in range(5):
+        stop = threading.Event()
+        for record in loop.train(run, stop=stop):
+            if isinstance(record, loop.Evaluated):
+                stop.set()
+    assert record == loop.Ended(step=8, reason="early")
+
+
+def test_time_between_checkpoints_decides_when_they_are_taken_and_nothing_else(new_run):
+    often, seldom = new_run(save_minutes=1e-9, keep=3), new_run()
+    records = list(loop.train(often))
+    assert [record.step for record in records if isinstance(record, loop.Saved)] == list(range(13))
+    list(loop.train(seldom))
+    assert metrics_without_clock(often) == metrics_without_clock(seldom)
+
+
+def test_evaluation_and_samples_draw_nothing_from_training(new_run):
+    """Evaluating more often changes no training loss, though dropout is on."""
+    often, seldom = new_run(eval_every=1, log_every=1), new_run(eval_every=12, log_every=1)
+    for run in (often, seldom):
+        list(loop.train(run))
+    assert [line["loss"] for line in often.metrics()] == [line["loss"] for line in seldom.metrics()]
+
+
+def test_weights_and_tokenizer_load_from_the_folder_alone(new_run, tmp_path):
+    run = new_run()
+    list(loop.train(run))
+    moved = tmp_path / "elsewhere"
+    run.path.rename(moved)
+    (tmp_path / "text.txt").unlink()
+    model, tokenizer = checkpoint.load(moved)
+    assert not model.training
+    run = checkpoint.RunFolder.open(moved)
+    score = evaluation.evaluate(model, run.splits()["validation"], tokenizer.token_lengths(), 16)
+    assert score.nats_per_token == run.metrics()[-1]["val_loss"]
+    best, _ = checkpoint.load(moved, "best")
+    assert all(p.isfinite().all() for p in best.parameters())
+    assert json.loads((moved / "config.json").read_text(encoding="utf-8"))["format_version"] == 1
+
+
+def test_the_file_of_a_checkpoint_is_whole_or_not_there(new_run, monkeypatch):
+    run = new_run()
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    records = loop.train(run)
+    next(records)
+    next(records)
+    monkeypatch.setattr(checkpoint, "_sync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        list(records)
+    assert [c.step for c in run.checkpoints()] == [0]
+    monkeypatch.undo()
+    list(loop.train(run))
+    assert run.checkpoint("last").step == 12
