@@ -46,7 +46,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "min_lr", "warmup", "eps", "weight_decay", "grad_clip"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more")
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more, and finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
@@ -108,11 +108,14 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}; it must be at least 1, or left out")
+        if self.horizon is not None and self.horizon < 1:
+            raise ValueError(f"horizon is {self.horizon}; it must be at least 1, or left out")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate is {self.accumulate}, but a batch has only {self.batch_size} windows")
         limit = getattr(self.model, "context", None)
         if self.window is not None and not 1 <= self.window <= (limit or self.window):
-            raise ValueError(f"window is {self.window}; it must be at least 1 and fit the model's context of {limit}")
+            fits = f" and fit the model's context of {limit}" if limit else ""
+            raise ValueError(f"window is {self.window}; it must be at least 1{fits}")
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"the seed is {self.seed}; it must be at least 0 and below 2**63")
         if not self.save_minutes > 0:
@@ -134,7 +137,7 @@ def preset_settings(arch: str, preset: str | None) -> dict[str, Any]:
     if preset is None:
         return {}
     presets = MODELS[arch].presets
-    if preset not in presets:
+    if not isinstance(preset, str) or preset not in presets:
         raise InputError(f"{arch} has no preset {preset!r}: {did_you_mean(preset, presets)}")
     return {"preset": preset, **presets[preset]}
 
@@ -165,11 +168,15 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _check_names(settings: Mapping[str, Any], config: type, where: str) -> None:
+def _check_names(settings: Any, config: type, where: str, groups: Mapping[str, type] | None = None) -> None:
+    if not isinstance(settings, Mapping):
+        raise InputError(f"{where[:-1]} is {settings!r}, not names with values")
     names = {f.name for f in dataclasses.fields(config)}
     for key in settings:
         if key not in names:
-            raise InputError(f"unknown setting {where}{key}: {did_you_mean(key, names)}")
+            group = next((g for g, c in (groups or {}).items() if key in {f.name for f in dataclasses.fields(c)}), None)
+            remedy = f"did you mean {f'{group}.{key}'!r}?" if group else did_you_mean(key, names)
+            raise InputError(f"unknown setting {where}{key}: {remedy}")
 
 
 def _numbers(value: Any, kind: type) -> Any:
@@ -180,7 +187,7 @@ def _numbers(value: Any, kind: type) -> Any:
     return kind(value)
 
 
-_converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
+_converter = cattrs.Converter(detailed_validation=False)
 for _kind in (int, float, bool, str):
     _converter.register_structure_hook(_kind, _numbers)
 
@@ -207,11 +214,15 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
 
     Raises InputError for an unknown name, naming the nearest, and for a value that does not fit.
     """
-    _check_names(settings, RunConfig, "")
+    if "arch" not in settings:
+        raise InputError(f"the settings name no architecture: arch is one of {', '.join(MODELS)}")
     shape = MODELS[settings["arch"]].Config
-    model, optim = settings.get("model") or {}, settings.get("optim") or {}
+    _check_names(settings, RunConfig, "", {"model": shape, "optim": OptimConfig})
+    model, optim = ({} if settings.get(group) is None else settings[group] for group in ("model", "optim"))
     _check_names(model, shape, "model.")
     _check_names(optim, OptimConfig, "optim.")
+    if "vocab_size" not in model:
+        raise InputError("model.vocab_size is missing: it is the number of the tokenizer's tokens")
     return _structure(
         {**settings, "model": _structure(model, shape, "model."), "optim": _structure(optim, OptimConfig, "optim.")},
         RunConfig,

@@ -73,6 +73,7 @@ class Sampling:
         """The next token of each row, from the row's own generator. Shapes: (B, V) -> (B,) int64 on the CPU."""
         if self.temperature == 0:
             return logits.argmax(-1).cpu()
+        logits = (logits - logits.amax(-1, keepdim=True)).double()  # the smallest temperatures make no infinities
         probabilities = self.filter(logits).softmax(-1).cpu()
         draws = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
         return torch.cat(draws)
@@ -80,7 +81,9 @@ class Sampling:
 
 def row_generator(seed: int, row: int) -> torch.Generator:
     """The generator that row `row` draws from, whatever batch it is in."""
-    state = int(np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0])
+    if seed < 0:
+        raise ValueError(f"the seed is {seed}; it must be at least 0")
+    state = int(np.random.SeedSequence([row, seed]).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(state >> 1)
 
 
@@ -114,26 +117,29 @@ def stream(
             )
     if not prompts or max_new_tokens < 1:
         return
-    total = max(map(len, prompts)) + max_new_tokens
-    if model.context is not None and total - 1 > model.context and not slide:
+    context, rows = model.context, [list(prompt) for prompt in prompts]
+    if context is not None and slide:
+        rows = [row if len(row) <= context else row[-max(1, context // 2) :] for row in rows]
+    longest = max(map(len, rows))
+    total = longest + max_new_tokens
+    if context is not None and longest > context:
+        raise ValueError(f"the context is {context} tokens, and a prompt has {longest}; shorten it")
+    if context is not None and total - 1 > context and not slide:
         raise ValueError(
-            f"the context is {model.context} tokens, and prompt and new tokens need {total - 1}; "
-            f"ask for {max(0, model.context + 1 - max(map(len, prompts)))} new tokens or fewer"
+            f"the context is {context} tokens, and prompt and new tokens need {total - 1}; "
+            f"ask for {context + 1 - longest} new tokens or fewer"
         )
     device = next(model.parameters()).device
     generators = [row_generator(seed, row) for row in range(len(prompts))]
-    rows = [list(prompt) for prompt in prompts]
     left = [max_new_tokens] * len(rows)
     read = 0  # tokens of every row that the state has consumed
-    capacity = total - 1 if model.context is None else min(total - 1, model.context)
+    capacity = total - 1 if context is None else min(total - 1, context)
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
             state = model.initial_state(len(rows), capacity=capacity, source=source)
             known = min(map(len, rows))
-            if known > capacity:
-                read = known - max(1, capacity // 2)
             while any(left):
                 chunk = torch.tensor([row[read:known] for row in rows], device=device)
                 features, state = model(chunk, state)
@@ -200,10 +206,10 @@ class StopAt:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
-            return self._held[: min(found)]
+            return self._held[: min(found)[1]]
         kept = max((n for stop in self._stops for n in range(1, len(stop)) if self._held.endswith(stop[:n])), default=0)
         shown, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
         return shown

@@ -34,7 +34,11 @@ class Batch:
     def slices(self, parts: int) -> list["Batch"]:
         """The batch in `parts` micro-batches of rows, as even as can be; never more parts than rows."""
         rows = np.array_split(np.arange(len(self.tokens)), min(parts, len(self.tokens)))
-        return [Batch(self.tokens[r[0] : r[-1] + 1], self.targets[r[0] : r[-1] + 1]) for r in rows]
+        stretches = [slice(r[0], r[-1] + 1) for r in rows]
+        return [
+            Batch(self.tokens[r], self.targets[r], self.source and Source(self.source.ids[r], self.source.lengths[r]))
+            for r in stretches
+        ]
 
     @property
     def target_count(self) -> int:
@@ -85,7 +89,7 @@ class TrainingWindows:
 
 def evaluation_batches(tokens: Tokens, window: int, batch_size: int) -> Iterator[Batch]:
     """A whole split in back-to-back windows: every token but the first is a target once; the last may be shorter."""
-    targets = len(tokens) - 1
+    targets = max(0, len(tokens) - 1)
     whole = targets // window
     for first in range(0, whole, batch_size):
         starts = np.arange(first, min(first + batch_size, whole)) * window

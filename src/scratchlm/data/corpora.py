@@ -1,6 +1,7 @@
 """Corpora by name: what they are, where they come from, and how they get onto this machine."""
 
 import hashlib
+import http.client
 import os
 import subprocess
 import sys
@@ -129,21 +130,28 @@ def get(name: str, file: str | None = None) -> str:
     chosen, path = corpus(name), cached(name)
     if file is None and path.is_file():
         return _checked(path.read_bytes(), chosen, f"{path}: delete it and run scratchlm data get {name}")
-    if not chosen.fetched:
+    if not chosen.fetched and file is None:
         return _checked(chosen.load().encode(), chosen, f"{chosen.source}: install it again")
     try:
         text = Path(file).read_bytes() if file else chosen.load().encode()
-    except (OSError, InputError) as error:
+    except (OSError, InputError, http.client.HTTPException) as error:
         raise InputError(
             f"the corpus {name} is not on this machine and cannot be had from {file or chosen.source} "
             f"({error}); with a network, run: scratchlm data get {name}; without one, bring its file and "
             f"run: scratchlm data get {name} --from FILE"
         ) from error
     checked = _checked(text, chosen, file or chosen.source)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}")
-    beside.write_bytes(text)
-    beside.replace(path)
+    if not chosen.fetched:
+        return checked
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_bytes(text)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"cannot keep the corpus {name} in {path}: {error}; SCRATCHLM_CACHE names another folder"
+        ) from error
     return checked
 
 

@@ -46,7 +46,7 @@ def _play(markdown: str) -> str:
     for paragraph in re.split(r"\n\s*\n", markdown):
         if paragraph.startswith("#"):
             continue
-        spoken = _DIRECTION.sub("", paragraph).replace("\\", "").replace("_", "")
+        spoken = _DIRECTION.sub("", paragraph).replace("\\", "")
         for line in map(str.strip, spoken.split("\n")):
             speaker = _SPEAKER.fullmatch(line)
             if speaker:

@@ -30,7 +30,7 @@ def split_documents(documents: Sequence[str], shares: Sequence[float]) -> list[l
 
     A document that a cut falls into is parted there. Raises InputError where the shares do not sum to one.
     """
-    if len(shares) != len(SPLITS) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+    if len(shares) != len(SPLITS) or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
         raise InputError(f"the split {tuple(shares)} must be the shares of {', '.join(SPLITS)}, which sum to 1")
     total = sum(map(len, documents))
     ends = [int(total * (sum(shares[: i + 1]) + 1e-9)) for i in range(len(shares) - 1)] + [total]
@@ -153,9 +153,11 @@ def read_shards(folder: Path, tokenizer: Tokenizer) -> dict[str, Tokens]:
             for file, shard in zip(files, described["shards"], strict=True):
                 if _sha256(file) != shard["sha256"]:
                     raise InputError(f"{file} is damaged: its sha256 is not the one in its manifest")
+                if len(np.load(file, mmap_mode="r", allow_pickle=False)) != shard["tokens"]:
+                    raise InputError(f"the manifest of {folder} is damaged: {file.name} has another number of tokens")
             splits[name] = Tokens(files, [shard["tokens"] for shard in described["shards"]])
     except OSError as error:
         raise InputError(f"cannot read the tokens in {folder}: {error}") from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"the manifest of {folder} is damaged: {error!r}") from error
     return splits

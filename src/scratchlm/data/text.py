@@ -75,9 +75,13 @@ def _decode(data: bytes, name: str, errors: Errors) -> str:
 def _field(line: str, place: str) -> str:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{place} is not JSON: {error}") from error
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise InputError(f'{place} has no text: give {{"text": "..."}} or a string on each line')
-    return text
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{place} has {text[error.start]!r}, which is half a surrogate pair") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -122,11 +122,11 @@ def load(path: str | Path) -> Tokenizer:
         raise InputError(f"{path} is no tokenizer file of scratchlm, or it is damaged") from error
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version!r}; this scratchlm reads version {FORMAT_VERSION}")
-    if kind not in Tokenizer.kinds:
+    if not isinstance(kind, str) or kind not in Tokenizer.kinds:
         raise InputError(f"{path} holds an unknown tokenizer {kind!r}: {did_you_mean(str(kind), Tokenizer.kinds)}")
     try:
         return Tokenizer.kinds[kind].from_settings(content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from error
 
 

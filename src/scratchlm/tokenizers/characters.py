@@ -19,9 +19,10 @@ class CharacterTokenizer(Tokenizer):
         if not characters or len(set(characters)) != len(characters):
             raise InputError("the characters of a vocabulary must be there, each one once")
         try:
-            self._bytes = [character.encode() for character in characters]
+            characters.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{characters[error.start]!r} is half a surrogate pair, not a character") from error
+        self._bytes = [character.encode() for character in characters]
         self.characters = characters
         self.vocab_size = len(characters) + end_of_text
         if end_of_text:
@@ -67,7 +68,10 @@ class CharacterTokenizer(Tokenizer):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
-        return cls(settings["characters"], end_of_text=END_OF_TEXT in settings["special_tokens"])
+        made = cls(settings["characters"], end_of_text=END_OF_TEXT in settings["special_tokens"])
+        if made.settings()["special_tokens"] != settings["special_tokens"]:
+            raise InputError(f"its special tokens are {settings['special_tokens']!r}")
+        return made
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -1,0 +1,272 @@
+"""Characters and bytes: text to ids and back, the file that a tokenizer travels in, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scratchlm import tokenizers
+from scratchlm.errors import InputError
+from scratchlm.tokenizers import ByteTokenizer, CharacterTokenizer, IncrementalDecoder
+
+SPECIAL = "<|endoftext|>"
+LONE = "\ud83d"  # the first half of a surrogate pair
+# a training text, and a text of its characters
+LEARNT = st.text(min_size=1).flatmap(lambda seen: st.tuples(st.just(seen), st.text(st.sampled_from(sorted(set(seen))))))
+# starts, middles and ends of characters, forbidden bytes and the end of a text, so that broken characters are common
+BYTE_IDS = st.lists(
+    st.integers(0, 256)
+    | st.sampled_from([0x41, 0x80, 0xBF, 0xC2, 0xC0, 0xE2, 0x82, 0xAC, 0xED, 0xA0, 0xF0, 0x9F, 0x98, 0xF4, 0xFF, 256])
+)
+
+
+def reads_back(tokenizer, text, ids):
+    """The text has these ids by every way of encoding, and they are the text by every way of decoding."""
+    assert tokenizer.encode(text) == ids
+    assert all(type(token) is int for token in tokenizer.encode(text))
+    array = tokenizer.encode_array(text)
+    assert array.dtype == np.uint32
+    assert array.tolist() == ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode_bytes(ids) == text.encode()
+    assert tokenizer.token_lengths()[array].sum() == len(text.encode())
+
+
+@given(st.text())
+def test_bytes_are_those_of_utf8_and_read_back(text):
+    reads_back(ByteTokenizer(), text, list(text.encode()))
+
+
+@given(LEARNT, st.booleans())
+def test_characters_are_numbered_by_code_point_and_read_back(learnt, documents):
+    seen, text = learnt
+    tokenizer = CharacterTokenizer.train([seen[:2], seen[2:]], documents=documents)
+    order = sorted(set(seen))
+    assert tokenizer.vocab_size == len(order) + documents
+    reads_back(tokenizer, text, [order.index(character) for character in text])
+
+
+@given(BYTE_IDS)
+def test_incremental_decoding_equals_decoding_at_once(ids):
+    tokenizer = ByteTokenizer()
+    decoder = IncrementalDecoder(tokenizer)
+    parts = [decoder.push(token) for token in ids]
+    assert "".join(parts) + decoder.flush() == tokenizer.decode(ids)
+
+
+@given(st.text())
+def test_incremental_decoding_shows_each_character_once_it_is_whole(text):
+    decoder, shown = IncrementalDecoder(ByteTokenizer()), ""
+    for character in text:
+        *early, last = character.encode()
+        assert [decoder.push(token) for token in early] == [""] * len(early)
+        shown += decoder.push(last)
+    assert shown == text
+    assert decoder.flush() == ""
+
+
+@given(st.text(min_size=1), st.booleans())
+def test_a_saved_character_tokenizer_is_the_same_one(tmp_path_factory, seen, documents):
+    path = tmp_path_factory.mktemp("characters") / "tokenizer.json"
+    tokenizer = CharacterTokenizer.train([seen], documents=documents)
+    tokenizer.save(path)
+    loaded = tokenizers.load(path)
+    assert type(loaded) is CharacterTokenizer
+    assert loaded.sha256 == tokenizer.sha256
+    assert path.read_bytes() == tokenizer.to_json().encode()
+    assert (loaded.vocab_size, loaded.end_of_text, loaded.start) == (
+        tokenizer.vocab_size,
+        tokenizer.end_of_text,
+        tokenizer.start,
+    )
+    reads_back(loaded, seen, tokenizer.encode(seen))
+
+
+def test_a_saved_byte_tokenizer_is_the_same_one(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    ByteTokenizer().save(str(path))
+    loaded = tokenizers.load(str(path))
+    assert type(loaded) is ByteTokenizer
+    assert loaded.sha256 == ByteTokenizer().sha256
+    reads_back(loaded, "é😀", list("é😀".encode()))
+
+
+def test_the_hash_tells_tokenizers_apart():
+    different = [
+        ByteTokenizer(),
+        CharacterTokenizer("ab"),
+        CharacterTokenizer("ac"),
+        CharacterTokenizer("ba"),
+        CharacterTokenizer("ab", end_of_text=True),
+    ]
+    assert len({tokenizer.sha256 for tokenizer in different}) == len(different)
+    assert CharacterTokenizer("ab").sha256 == CharacterTokenizer.train(["ba"]).sha256
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "end", "start"),
+    [
+        (ByteTokenizer(), 256, 256),
+        (CharacterTokenizer("ab", end_of_text=True), 2, 2),
+        (CharacterTokenizer("\t\nab"), None, 1),
+        (CharacterTokenizer("ab"), None, 0),
+    ],
+    ids=["byte", "char of documents", "char with lines", "char"],
+)
+def test_end_and_start_of_a_text(tokenizer, end, start):
+    assert (tokenizer.end_of_text, tokenizer.start) == (end, start)
+    if end is not None:
+        assert tokenizer.token_bytes(end) == b""
+        assert tokenizer.token_lengths()[end] == 0
+        assert tokenizer.decode([*tokenizer.encode("a"), end, *tokenizer.encode("b")]) == "ab"
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), CharacterTokenizer.train([SPECIAL], documents=True)])
+def test_special_tokens_in_a_text_are_plain_text(tokenizer):
+    ids = tokenizer.encode(SPECIAL)
+    assert len(ids) == len(SPECIAL)
+    assert tokenizer.end_of_text not in ids
+    assert tokenizer.decode(ids) == SPECIAL
+
+
+@pytest.mark.parametrize("unknown", ["b", "\0", "z", "é", "€", "😁", "\U0010ffff", LONE])
+@pytest.mark.parametrize("before", ["", "a", "c\n😀"])
+def test_an_unknown_character_is_named_with_its_position(before, unknown):
+    tokenizer = CharacterTokenizer.train(["\nac😀"])
+    for encode in (tokenizer.encode, tokenizer.encode_array):
+        with pytest.raises(InputError) as caught:
+            encode(f"{before}{unknown}a{unknown}")
+        assert f"the character {unknown!r} at position {len(before)} was not in the training text" in str(caught.value)
+        assert "--tokenizer byte" in str(caught.value)
+
+
+def test_half_a_surrogate_pair_is_named():
+    with pytest.raises(InputError, match=r"'\\ud83d' at position 2 is half a surrogate pair"):
+        ByteTokenizer().encode(f"é😀{LONE}a{LONE}")
+    for make in (lambda: CharacterTokenizer(f"ab{LONE}"), lambda: CharacterTokenizer.train(["b", f"{LONE}a"])):
+        with pytest.raises(InputError, match=r"'\\ud83d' is half a surrogate pair"):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "last"),
+    [(ByteTokenizer(), 256), (CharacterTokenizer("ab"), 1), (CharacterTokenizer("ab", end_of_text=True), 2)],
+)
+def test_an_unknown_id_is_named_with_the_known_ones(tokenizer, last):
+    for bad in (-1, last + 1, 10**9):
+        for read in (
+            tokenizer.token_bytes,
+            lambda token: tokenizer.decode([0, token]),
+            lambda token: tokenizer.decode_bytes([0, token]),
+            IncrementalDecoder(tokenizer).push,
+        ):
+            with pytest.raises(InputError, match=f"no token has the id {bad}; this tokenizer has 0 to {last}$"):
+                read(bad)
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""]])
+@pytest.mark.parametrize("documents", [False, True])
+def test_an_empty_training_text_is_refused(texts, documents):
+    with pytest.raises(InputError, match="the text is empty"):
+        CharacterTokenizer.train(texts, documents=documents)
+
+
+@pytest.mark.parametrize("characters", ["", "aba"])
+def test_a_vocabulary_has_each_character_once(characters):
+    with pytest.raises(InputError, match="each one once"):
+        CharacterTokenizer(characters)
+
+
+def changed(tokenizer=CharacterTokenizer("ab"), **changes):  # noqa: B008 - tokenizers do not change
+    """A good file's text with some of its values changed; None takes one out."""
+    content = {**json.loads(tokenizer.to_json()), **changes}
+    return json.dumps({name: value for name, value in content.items() if value is not None})
+
+
+NO_FILE = "is no tokenizer file of scratchlm, or it is damaged"
+DAMAGED = {
+    "empty": ("", NO_FILE),
+    "cut": (CharacterTokenizer("ab").to_json()[:-5], NO_FILE),
+    "no UTF-8": (b'{"kind": "\xff"}', NO_FILE),
+    "a list": ("[]", NO_FILE),
+    "a number": ("3", NO_FILE),
+    "nothing": ("null", NO_FILE),
+    "no names": ("{}", NO_FILE),
+    "no kind": (changed(kind=None), NO_FILE),
+    "no version": (changed(format_version=None), NO_FILE),
+    "newer version": (changed(format_version=2), "has format version 2; this scratchlm reads version 1"),
+    "version in words": (changed(format_version="1"), "has format version '1'; this scratchlm reads version 1"),
+    "near kind": (changed(kind="chars"), "unknown tokenizer 'chars': did you mean 'char'?"),
+    "far kind": (changed(kind="zzz"), "unknown tokenizer 'zzz': choose from: byte, char"),
+    "kind in a list": (changed(kind=["char"]), "unknown tokenizer"),
+    "no characters": (changed(characters=None), "is damaged"),
+    "empty characters": (changed(characters=""), "is damaged"),
+    "a character twice": (changed(characters="aa"), "is damaged"),
+    "characters as number": (changed(characters=5), "is damaged"),
+    "characters in a list": (changed(characters=["a", "b"]), "is damaged"),
+    "half a character": (changed(characters=f"a{LONE}"), "is damaged"),
+    "no special tokens": (changed(special_tokens=None), "is damaged"),
+    "special tokens as number": (changed(special_tokens=5), "is damaged"),
+    "special token on a character": (changed(special_tokens={SPECIAL: 0}), "is damaged"),
+    "unknown special token": (changed(special_tokens={"<|pad|>": 2}), "is damaged"),
+    "byte with settings": (changed(ByteTokenizer(), size=3), "a byte tokenizer has no settings, this has size"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_refused(damage, tmp_path):
+    content, message = DAMAGED[damage]
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        tokenizers.load(path)
+    assert isinstance(caught.value, ValueError)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["missing.json", "."])
+def test_a_file_that_cannot_be_read_is_named(name, tmp_path):
+    with pytest.raises(InputError, match="cannot read the tokenizer") as caught:
+        tokenizers.load(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "vocab_size", "end"), [(["cab"], 3, None), (["ca", "b"], 4, 3), (["caab", "b", "\n"], 5, 4)]
+)
+def test_train_by_kind_parts_documents_only_where_there_are_several(texts, vocab_size, end):
+    tokenizer = tokenizers.train("char", texts)
+    assert type(tokenizer) is CharacterTokenizer
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (vocab_size, end)
+    assert type(tokenizers.train("byte", texts)) is ByteTokenizer
+
+
+def test_train_loads_a_file_and_a_kind_comes_before_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.json", "byte"):
+        CharacterTokenizer("xyz").save(name)
+    assert tokenizers.train("mine.json", ["other text"]).sha256 == CharacterTokenizer("xyz").sha256
+    assert tokenizers.train(str(tmp_path / "mine.json"), []).sha256 == CharacterTokenizer("xyz").sha256
+    assert type(tokenizers.train("byte", ["text"])) is ByteTokenizer
+    Path("bad.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"bad\.json is no tokenizer file"):
+        tokenizers.train("bad.json", ["text"])
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("chr", "did you mean 'char'"),
+        ("bytes", "did you mean 'byte'"),
+        ("", "choose from: byte, char"),
+        (".", "choose"),
+    ],
+)
+def test_train_refuses_what_is_neither_kind_nor_file(name, remedy):
+    with pytest.raises(InputError, match=remedy) as caught:
+        tokenizers.train(name, ["text"])
+    assert f"no tokenizer {name!r}: it is neither a file nor a kind" in str(caught.value)
