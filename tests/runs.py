@@ -36,6 +36,6 @@ def same_end(run, other):
         assert tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[name], expected[name]) for name in expected)
     assert metrics_without_clock(run) == metrics_without_clock(other)
-    assert run.best_step() == other.best_step()
+    assert run.best() == other.best()
     positions = [{k: v for k, v in c.state()["position"].items() if k != "seconds"} for c in (one, two)]
     assert positions[0] == positions[1]

@@ -46,7 +46,7 @@ def refusal(settings):
 @pytest.mark.parametrize(
     ("name", "default", "preset", "file", "flag"),
     [
-        ("steps", 1000, 2500, 7, 8),
+        ("steps", 1000, 3000, 7, 8),
         ("optim.lr", 1e-3, 3e-3, 0.5, 0.25),
         ("model.dim", 768, 128, 64, 32),
         ("split", (0.9, 0.05, 0.05), (0.9, 0.1, 0.0), [0.5, 0.25, 0.25], (0.8, 0.1, 0.1)),

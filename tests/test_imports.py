@@ -18,19 +18,20 @@ REFERENCES = {"transformers", "peft", "tokenizers", "tiktoken", "sentencepiece",
 # what a room may import of ours; a room that is not listed may import anything but the command line
 ALLOWED = {
     "errors": set(),
+    "files": {"errors"},
     "model": set(),
     "layers": {"model"},
     "models": {"model", "layers", "errors", "models"},
     "tokenizers": {"tokenizers", "errors"},
-    "data": {"data", "tokenizers", "errors", "model"},
+    "data": {"data", "tokenizers", "errors", "files", "model"},
     "generation": {"model"},
     "evaluation": {"data", "model", "errors", "generation"},
     "config": {"models", "errors"},
-    "checkpoint": {"config", "data", "errors", "model", "models", "tokenizers"},
+    "checkpoint": {"config", "data", "errors", "files", "model", "models", "tokenizers"},
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},
     "training": {
-        "checkpoint", "config", "data", "errors", "evaluation", "generation", "model", "models", "runtime",
+        "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "model", "models", "runtime",
         "tokenizers", "training",
     },
 }  # fmt: skip

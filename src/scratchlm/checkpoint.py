@@ -3,74 +3,48 @@
     config.json  tokenizer.json  manifest.json  metrics.jsonl  samples.txt  loss.svg  loss.png  data/
     checkpoints/step_000500/{model.safetensors, optimizer.safetensors, state.json}   last  best
 
-Nothing is pickled. A checkpoint is written beside its place and renamed, so a folder that has its name is whole.
+Nothing is pickled. A checkpoint is written beside its place, synced and renamed: a folder that has its name is whole.
+Every file that is read is bound to the run: config.json names it and the hashes of its tokenizer and tokens, each
+state.json names it again, with the hashes of its tensors and of the metrics up to there.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
 from torch import Tensor
 
 from scratchlm import tokenizers
 from scratchlm.config import RunConfig, make_config, settings_of
 from scratchlm.data.shards import Tokens, read_shards
 from scratchlm.errors import InputError
+from scratchlm.files import file_sha256, read_json, read_tensors, replace_file, sync, write_json
 from scratchlm.model import LanguageModel
 from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
+MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
+_NAME = re.compile(r"step_(\d{6,})")
+_BINDINGS = ("run", "tokenizer_sha256", "data_checksum")  # what config.json has besides settings
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file with this format's version, all of it or nothing."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps({"format_version": FORMAT_VERSION, **content}, indent=1) + "\n"
-    with beside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of this format. Raises InputError where it is missing, damaged or of another version."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content.pop("format_version")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path} has format version {version!r}; this scratchlm reads version {FORMAT_VERSION}")
-    return content
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises InputError where it is missing or damaged."""
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """One saved step of a run."""
 
-    path: Path
+    def __init__(self, path: Path, run: str) -> None:
+        self.path, self._run = path, run
 
     @property
     def step(self) -> int:
@@ -78,28 +52,31 @@ class Checkpoint:
         return int(self.path.name.removeprefix("step_"))
 
     def state(self) -> dict[str, Any]:
-        """What the trainer wrote beside the tensors."""
-        return read_json(self.path / "state.json")
+        """What was written beside the tensors. Raises InputError where it is damaged or not of this run and step."""
+        state = read_json(self.path / "state.json")
+        if state.get("run") != self._run or state.get("step") != self.step:
+            raise InputError(f"{self.path / 'state.json'} belongs to another run or step")
+        return state
+
+    def verify(self, *files: str) -> None:
+        """Raise InputError unless these files are the ones that were saved."""
+        hashes = self.state()["sha256"]
+        for name in files:
+            file = self.path / name
+            try:
+                found = file_sha256(file)
+            except OSError as error:
+                raise InputError(f"cannot read {file}: {error.strerror}") from error
+            if found != hashes.get(name):
+                raise InputError(f"{file} is damaged: its sha256 is not the one in state.json")
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors by name, checked against their hash."""
-        return self._tensors("model.safetensors")
+        """The model's tensors by name."""
+        return read_tensors(self.path / MODEL)
 
     def optimizer(self) -> dict[str, Tensor]:
-        """The optimizer's tensors, "parameter|field", and the random states, "random|device"."""
-        return self._tensors("optimizer.safetensors")
-
-    def _tensors(self, name: str) -> dict[str, Tensor]:
-        file = self.path / name
-        tensors = read_tensors(file)
-        if _sha256(file) != self.state()["sha256"].get(name):
-            raise InputError(f"{file} is damaged: its sha256 is not the one in state.json")
-        return tensors
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        """The optimizer's tensors, "parameter|field", and the random states, "random|generator"."""
+        return read_tensors(self.path / OPTIMIZER)
 
 
 class RunFolder:
@@ -112,52 +89,89 @@ class RunFolder:
     def open(cls, path: str | Path) -> "RunFolder":
         """An existing run. Raises InputError where the folder is none."""
         run = cls(path)
-        if not (run.path / "config.json").is_file():
-            what = "has no config.json, so it is no run's folder" if run.path.is_dir() else "is no folder"
+        try:
+            found, folder = (run.path / "config.json").is_file(), run.path.is_dir()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        if not found:
+            what = "has no config.json, so it is no run's folder" if folder else "is no folder"
             raise InputError(f"{path} {what}; give the folder that scratchlm train wrote, such as runs/gpt")
         return run
 
+    def _root(self) -> dict[str, Any]:
+        root = read_json(self.path / "config.json")
+        if not all(isinstance(root.get(name), str) for name in _BINDINGS):
+            raise InputError(
+                f"{self.path / 'config.json'} is damaged: it does not name the run, its tokenizer and data"
+            )
+        return root
+
     def config(self) -> RunConfig:
         """The run's settings."""
-        return make_config(read_json(self.path / "config.json"))
+        return make_config({name: value for name, value in self._root().items() if name not in _BINDINGS})
 
-    def write_config(self, config: RunConfig) -> None:
-        """Write the run's settings."""
-        write_json(self.path / "config.json", settings_of(config))
+    def write_config(self, config: RunConfig, data_checksum: str | None = None) -> None:
+        """Write the run's settings; of a new run, with the checksum of its tokens."""
+        if data_checksum is None:
+            bindings = {name: self._root()[name] for name in _BINDINGS}
+        else:
+            tokenizer = tokenizers.load(self.path / "tokenizer.json")
+            bindings = dict(zip(_BINDINGS, (uuid.uuid4().hex, tokenizer.sha256, data_checksum), strict=True))
+        write_json(self.path / "config.json", {**settings_of(config), **bindings})
 
     def tokenizer(self) -> Tokenizer:
-        """The run's own tokenizer."""
-        return tokenizers.load(self.path / "tokenizer.json")
+        """The run's own tokenizer. Raises InputError where it is another."""
+        tokenizer, expected = tokenizers.load(self.path / "tokenizer.json"), self._root()["tokenizer_sha256"]
+        if tokenizer.sha256 != expected:
+            raise InputError(f"{self.path / 'tokenizer.json'} is damaged or another run's: its sha256 starts with "
+                             f"{tokenizer.sha256[:12]}, config.json says {expected[:12]}")  # fmt: skip
+        return tokenizer
 
     def splits(self) -> dict[str, Tokens]:
         """The run's tokens by split."""
-        return read_shards(self.path / "data", self.tokenizer())
+        return read_shards(self.path / "data", self.tokenizer(), self._root()["data_checksum"])
 
     # --- metrics -------------------------------------------------------------------------------------------------
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that was cut off is left out."""
         try:
-            lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
-            return []
-        try:
-            return [json.loads(line) for line in lines[:-1]]  # what follows the last line's end is not whole
+            return [json.loads(line) for line in self._metric_lines()]
         except ValueError as error:
-            raise InputError(f"{self.path / 'metrics.jsonl'} is damaged: {error}") from error
+            raise InputError(f"{self._metrics} is damaged: {error}") from error
+
+    def _metric_lines(self) -> list[bytes]:
+        try:
+            return self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else []
+        except OSError as error:
+            raise InputError(f"cannot read {self._metrics}: {error.strerror}") from error
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line) + "\n")
+        with self._metrics.open("ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
 
-    def cut_metrics(self, lines: int) -> None:
-        """Keep the first lines only."""
-        kept = "".join(json.dumps(line) + "\n" for line in self.metrics()[:lines])
-        path = self.path / "metrics.jsonl"
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(kept, encoding="utf-8", newline="\n")
-        beside.replace(path)
+    def metrics_mark(self) -> dict[str, Any]:
+        """How many lines there are now and what they hash to, for `cut_metrics`; they are on the disk by then."""
+        if self._metrics.exists():
+            sync(self._metrics)
+        lines = self._metric_lines()
+        return {"lines": len(lines), "sha256": hashlib.sha256(b"".join(lines)).hexdigest()}
+
+    def cut_metrics(self, mark: Mapping[str, Any]) -> None:
+        """Drop the lines written after a mark. Raises InputError where those before it are not what they were."""
+        lines = self._metric_lines()
+        kept = b"".join(lines[: mark["lines"]])
+        if hashlib.sha256(kept).hexdigest() != mark["sha256"]:
+            raise InputError(
+                f"{self._metrics} is damaged: its first {mark['lines']} lines are not those of the checkpoint"
+            )
+        if len(lines) > mark["lines"]:
+            replace_file(self._metrics, kept)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -167,64 +181,136 @@ class RunFolder:
 
     def checkpoints(self) -> list[Checkpoint]:
         """All checkpoints, the oldest first."""
-        found = [Checkpoint(path) for path in self._checkpoints.glob("step_*") if path.is_dir()]
+        run = self._root()["run"]
+        found = [Checkpoint(path, run) for path in self._checkpoints.glob("step_*")
+                 if _NAME.fullmatch(path.name) and path.is_dir()]  # fmt: skip
         return sorted(found, key=lambda checkpoint: checkpoint.step)
 
-    def checkpoint(self, which: str = "last") -> Checkpoint:
-        """A checkpoint by "last", "best" or its step. Raises InputError where there is none."""
-        found = self.checkpoints()
+    def find(self, which: str = "last", *files: str) -> tuple[Checkpoint, list[str]]:
+        """A checkpoint by "last", "best" or its step, and what is wrong with newer ones that had to be passed over.
+
+        Raises InputError where there is none, or where the one that was named is damaged.
+        """
+        found, damaged = self.checkpoints(), []
         if not found:
             raise InputError(f"{self.path} has no checkpoint yet")
-        if which == "last":
-            return found[-1]
-        step = self.best_step() if which == "best" else int(which) if which.isdecimal() else None
-        for checkpoint in found:
-            if checkpoint.step == step:
-                return checkpoint
-        there = ", ".join(["last", *(["best"] if self.best_step() is not None else []), *(str(c.step) for c in found)])
+        best = self.best() if which != "last" else None
+        for checkpoint in reversed(found):
+            if which != "last" and str(checkpoint.step) != (str(best[0]) if which == "best" and best else which):
+                continue
+            try:
+                checkpoint.verify(*(files or (MODEL,)))
+            except InputError as error:
+                if which != "last":
+                    raise
+                damaged.append(str(error))
+            else:
+                return checkpoint, damaged
+        if damaged:
+            raise InputError(f"no checkpoint of {self.path} is whole: {'; '.join(damaged)}")
+        there = ", ".join(["last", *(["best"] if best is not None else []), *(str(c.step) for c in found)])
         raise InputError(f"{self.path} has no checkpoint {which!r}; choose from: {there}")
 
-    def best_step(self) -> int | None:
-        """The step with the lowest validation loss so far, or None."""
-        link = self._checkpoints / "best"
+    def checkpoint(self, which: str = "last") -> Checkpoint:
+        """A checkpoint as `find` finds it."""
+        return self.find(which)[0]
+
+    def best(self) -> tuple[int, float] | None:
+        """The step with the lowest validation loss so far and that loss, as the newest readable checkpoint says."""
+        for checkpoint in reversed(self.checkpoints()):
+            try:
+                state = checkpoint.state()
+            except InputError:
+                continue
+            return None if state["best_step"] is None else (state["best_step"], state["best_loss"])
+        return None
+
+    def set_aside(self, checkpoint: Checkpoint) -> None:
+        """Take a damaged checkpoint out of the way, without deleting it."""
+        aside = checkpoint.path.with_name(f"damaged_{checkpoint.path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.path.rename(aside)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Nobody else trains the run meanwhile; the lock of a process that has died is nobody's.
+
+        Raises InputError where another process trains it.
+        """
+        lock, owner = FileLock(self.path / ".lock", timeout=0), self.path / ".owner"
         try:
-            name = link.readlink() if link.is_symlink() else link.read_text(encoding="utf-8").strip()
-        except OSError:
-            return None
-        return Checkpoint(Path(name)).step
+            with lock:
+                owner.write_text(str(os.getpid()), encoding="utf-8")
+                try:
+                    yield
+                finally:
+                    owner.unlink(missing_ok=True)
+        except Timeout as error:
+            pid = owner.read_text(encoding="utf-8") if owner.exists() else "unknown"
+            raise InputError(
+                f"{self.path} is being trained by another process ({pid}); wait for it, or stop it"
+            ) from error
 
     def save(
         self, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
     ) -> Checkpoint:
-        """Write a checkpoint, all of it or nothing, and make it the last one."""
+        """Write a checkpoint, all of it or nothing, and make it the last one.
+
+        `state` has "best_step", "best_loss", "val_loss" (or None) and what the caller needs to go on, as JSON values.
+        Raises OSError where it cannot be written; what was there before is there still.
+        """
         target = self._checkpoints / f"step_{step:06d}"
         beside = self._checkpoints / f".{target.name}.{os.getpid()}"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        hashes = {}
-        for name, tensors in (("model.safetensors", weights), ("optimizer.safetensors", optimizer)):
-            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, beside / name, {"format": "pt"})
-            _sync(beside / name)
-            hashes[name] = _sha256(beside / name)
-        write_json(beside / "state.json", {**state, "sha256": hashes})
-        shutil.rmtree(target, ignore_errors=True)  # of a stretch that is being run again
-        beside.rename(target)
-        _sync(self._checkpoints)
+        try:
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(parents=True)
+            with ThreadPoolExecutor() as pool:  # a file is hashed while the next is written and the disk is waited for
+                hashes, synced = {}, []
+                for name, tensors in ((MODEL, weights), (OPTIMIZER, optimizer)):
+                    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+                    save_file(whole, beside / name, {"format": "pt"})
+                    hashes[name] = pool.submit(file_sha256, beside / name)
+                    synced.append(pool.submit(sync, beside / name))
+                for done in synced:
+                    done.result()
+                sha256 = {name: future.result() for name, future in hashes.items()}
+            run = self._root()["run"]
+            content = {**state, "run": run, "step": step, "sha256": sha256, "metrics": self.metrics_mark()}
+            write_json(beside / "state.json", content)
+            sync(beside)
+            old = self._checkpoints / f".old.{os.getpid()}"
+            if target.exists():  # of a stretch that is being run again
+                target.rename(old)
+            beside.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+            sync(self._checkpoints)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         self._point("last", target)
-        return Checkpoint(target)
+        return Checkpoint(target, run)
 
-    def mark_best(self, checkpoint: Checkpoint) -> None:
-        """Make this checkpoint the best one."""
-        self._point("best", checkpoint.path)
+    def update_state(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
+        """Write down what is known of a checkpoint since it was saved: its score, the metrics up to now."""
+        before = checkpoint.state()
+        kept = {name: before[name] for name in ("run", "step", "sha256")}
+        write_json(checkpoint.path / "state.json", {**state, **kept, "metrics": self.metrics_mark()})
+        if state["best_step"] is not None:
+            self._point("best", self._checkpoints / f"step_{state['best_step']:06d}")
 
-    def prune(self, keep: int) -> None:
+    def prune(self, keep: int, best: int | None) -> None:
         """Remove all but the newest `keep` checkpoints and the best."""
-        best = self.best_step()
         for checkpoint in self.checkpoints()[:-keep]:
             if checkpoint.step != best:
                 shutil.rmtree(checkpoint.path)
 
+    def clean(self) -> None:
+        """Remove what a run that was killed had begun to write."""
+        for folder in (self.path, self._checkpoints):
+            for path in [*folder.glob(".*.[0-9]*")]:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
     def _point(self, name: str, target: Path) -> None:
+        """Links for people; programs read state.json."""
         link, beside = self._checkpoints / name, self._checkpoints / f".{name}.{os.getpid()}"
         beside.unlink(missing_ok=True)
         try:
@@ -234,32 +320,30 @@ class RunFolder:
         beside.replace(link)
 
 
-def _sync(path: Path) -> None:
-    """Have the system write a file, or a folder's entries, to the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no folders
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def build_model(config: RunConfig) -> LanguageModel:
     """A new model of a run's shape, its weights drawn from torch's generator."""
     return MODELS[config.arch](config.model)
 
 
+def meta_model(config: RunConfig) -> LanguageModel:
+    """A model of a run's shape without memory, to count with. Raises InputError for a shape beyond any memory."""
+    try:
+        with torch.device("meta"):
+            return build_model(config)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise InputError(f"no model can have the shape {config.model}: it is too large for any memory") from error
+
+
 def restore_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
-    """Give a model the weights of a checkpoint. Raises InputError where they belong to another shape."""
-    weights = checkpoint.weights()
-    own = model.state_dict()
-    for name in own.keys() | weights.keys():
+    """Give a model the weights of a checkpoint. Raises InputError where they do not fit, or are no numbers."""
+    weights, own = checkpoint.weights(), model.state_dict()
+    for name in sorted(own.keys() | weights.keys()):
         ours, theirs = own.get(name), weights.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            has = "nothing" if theirs is None else f"shape {tuple(theirs.shape)}"
-            wants = "nothing" if ours is None else f"shape {tuple(ours.shape)}"
+        if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            has, wants = ("nothing" if t is None else f"{t.dtype} {tuple(t.shape)}" for t in (theirs, ours))
             raise InputError(f"{checkpoint.path} does not fit its config.json: {name} has {has}, expected {wants}")
+        if not theirs.isfinite().all():
+            raise InputError(f"{checkpoint.path} is damaged: {name} has values that are no numbers")
     model.load_state_dict(weights)
 
 
@@ -268,14 +352,24 @@ def load(
 ) -> tuple[LanguageModel, Tokenizer]:
     """The model and the tokenizer of a run, ready to be used: weights only, no pickle.
 
-    `checkpoint` is "last", "best" or a step. Raises InputError where the folder is no run, or is damaged.
+    `checkpoint` is "last", "best" or a step. A damaged newest checkpoint is passed over with a warning.
+    Raises InputError where the folder is no run, or is damaged.
     """
     run = RunFolder.open(path)
+    found, damaged = run.find(checkpoint)
+    for message in damaged:
+        warnings.warn(f"{message}; the checkpoint of step {found.step} is used", stacklevel=2)
+    return load_checkpoint(run, found, device)
+
+
+def load_checkpoint(
+    run: RunFolder, checkpoint: Checkpoint, device: torch.device | str
+) -> tuple[LanguageModel, Tokenizer]:
+    """The model and the tokenizer of a checkpoint that was verified."""
     config, tokenizer = run.config(), run.tokenizer()
     if config.model.vocab_size != tokenizer.vocab_size:
-        raise InputError(
-            f"{path} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, its model {config.model.vocab_size}"
-        )
+        raise InputError(f"{run.path} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, "
+                         f"its model {config.model.vocab_size}")  # fmt: skip
     model = build_model(config)
-    restore_weights(model, run.checkpoint(checkpoint))
+    restore_weights(model, checkpoint)
     return model.to(device).eval(), tokenizer

@@ -14,7 +14,7 @@ import cattrs
 from scratchlm.errors import InputError, did_you_mean
 from scratchlm.models import MODELS
 
-FORMAT_VERSION = 1
+OF_A_RUN = ("format_version", "checksum", "run", "tokenizer_sha256", "data_checksum")  # in config.json, no settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +142,12 @@ def preset_settings(arch: str, preset: str | None) -> dict[str, Any]:
     return {"preset": preset, **presets[preset]}
 
 
+def without_vocabulary(preset: dict[str, Any]) -> dict[str, Any]:
+    """A preset's settings for a run: the vocabulary that its published size counts gives way to the tokenizer's."""
+    shape = {key: value for key, value in preset.get("model", {}).items() if key != "vocab_size"}
+    return {**preset, **({"model": shape} if "model" in preset else {})}
+
+
 def read_settings(path: str) -> dict[str, Any]:
     """The settings in a TOML or JSON file; a run's config.json is one. Raises InputError where it is unreadable."""
     try:
@@ -149,12 +155,14 @@ def read_settings(path: str) -> dict[str, Any]:
         settings = json.loads(text) if path.endswith(".json") else tomllib.loads(text)
     except OSError as error:
         raise InputError(f"cannot read the settings {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is neither TOML nor, by its name, JSON: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} holds no settings, which are names with values")
-    settings.pop("format_version", None)
-    return settings
+    for group in ("model", "optim"):
+        if not isinstance(settings.get(group, {}), dict):
+            raise InputError(f"{path}: {group} is {settings[group]!r}, not names with values")
+    return {name: value for name, value in settings.items() if name not in OF_A_RUN}
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 import os
 import platform
+import random
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 
+import numpy as np
 import torch
 
 from scratchlm.data.batches import Batch
@@ -52,13 +54,23 @@ def choose_device(name: str) -> tuple[torch.device, str]:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that torch draws from."""
+    """Seed every generator that a run may draw from."""
     torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002
 
 
 def random_state() -> dict[str, torch.Tensor]:
     """The state of every generator that a run draws from, as tensors of bytes."""
-    state = {"cpu": torch.get_rng_state()}
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - an architecture may draw from it
+    _, words, gauss = random.getstate()
+    state = {
+        "cpu": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*numpy["state"]["key"], numpy["state"]["pos"], numpy["has_gauss"]], dtype=torch.int64),
+        "numpy_gauss": torch.tensor(numpy["gauss"], dtype=torch.float64),
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -67,6 +79,12 @@ def random_state() -> dict[str, torch.Tensor]:
 def set_random_state(state: dict[str, torch.Tensor]) -> None:
     """Go on drawing where `random_state` was taken."""
     torch.set_rng_state(state["cpu"].cpu())
+    gauss = state["python_gauss"].tolist()
+    random.setstate((3, tuple(state["python"].tolist()), gauss[0] if gauss else None))
+    *words, position, has_gauss = state["numpy"].tolist()
+    np.random.set_state(  # noqa: NPY002
+        ("MT19937", np.array(words, dtype=np.uint32), position, has_gauss, state["numpy_gauss"].item())
+    )
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
 
@@ -98,6 +116,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def memory_bytes() -> int | None:
+    """The memory of this machine, where the system says."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
 
 
 def describe() -> dict[str, str]:

@@ -51,11 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(str(error))
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # whoever read our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except SystemExit as error:  # cyclopts turns Ctrl-C into it, rich a closed pipe
+        return _reader_left() if error.code == 1 else error.code if isinstance(error.code, int) else 0
+    except BrokenPipeError:
+        return _reader_left()
+    except MemoryError:
+        return _refuse("not enough memory; make the model (--model.*) or the batch (--batch-size) smaller")
+
+
+def _reader_left() -> int:
+    """Whoever read our output has gone, as `head` does: nothing more can be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _refuse(message: str) -> int:
-    print(f"scratchlm: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        print("scratchlm: " + " ".join(message.split()), file=sys.stderr)  # one line, whatever a file is called
     return 2

@@ -4,7 +4,9 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from scratchlm.cli.flags import Int
 from scratchlm.data import corpora
+from scratchlm.errors import InputError
 
 app = App(name="data", help="List, show and fetch corpora.", version_flags=[])
 
@@ -19,7 +21,7 @@ def list_() -> int:
 
 
 @app.command
-def show(name: str, /, *, characters: int = 500) -> int:
+def show(name: str, /, *, characters: Int = 500) -> int:
     """Show where a corpus comes from, and how it starts.
 
     Parameters
@@ -30,6 +32,8 @@ def show(name: str, /, *, characters: int = 500) -> int:
         Of its text.
     """
     chosen = corpora.corpus(name)
+    if characters < 0:
+        raise InputError(f"--characters is {characters}; it must be 0 or more")
     for title, value in (("about", chosen.about), ("source", chosen.source), ("licence", chosen.licence)):
         print(f"{title:<8} {value}")
     print(f"sha256   {chosen.sha256}")

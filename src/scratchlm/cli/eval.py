@@ -1,14 +1,17 @@
 """scratchlm eval DIR: the exact loss of a split."""
 
 import json
+import math
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from scratchlm import runtime
-from scratchlm.checkpoint import RunFolder, load
-from scratchlm.cli.sample import say, weights
+from scratchlm.checkpoint import RunFolder, load_checkpoint
+from scratchlm.cli.flags import OptionalInt
+from scratchlm.cli.sample import introduce
 from scratchlm.data.shards import Tokens, encode_documents
+from scratchlm.errors import InputError
 from scratchlm.evaluation import evaluate
 from scratchlm.training.setup import read_data
 
@@ -17,9 +20,10 @@ def command(
     directory: str,
     /,
     *,
-    data: str | None = None,
+    data: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    errors: Literal["strict", "replace"] = "strict",
     split: Literal["val", "test"] = "val",
-    window: Annotated[int | None, Parameter(show_default=lambda _: "the training window")] = None,
+    window: OptionalInt = None,
     checkpoint: str = "last",
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -32,10 +36,12 @@ def command(
         The run's folder.
     data
         Another text, all of it: a corpus by name, a file, a folder, or - for standard input.
+    errors
+        Bytes of it that are not UTF-8: strict stops, replace puts U+FFFD there.
     split
         The part of the run's own text.
     window
-        Tokens of a window.
+        Tokens of a window; without it those of training.
     checkpoint
         last, best, or a step.
     device
@@ -46,26 +52,28 @@ def command(
     run = RunFolder.open(directory)
     config = run.config()
     chosen, _ = runtime.choose_device(device)
-    found = run.checkpoint(checkpoint)
-    model, tokenizer = load(directory, str(found.step), chosen)
+    found, damaged = run.find(checkpoint)
+    model, tokenizer = load_checkpoint(run, found, chosen)
     if data is None:
-        tokens = run.splits()["validation" if split == "val" else "test"]
-        what = f"the {'validation' if split == 'val' else 'test'} split of {config.data}"
+        name = "validation" if split == "val" else "test"
+        tokens, what = run.splits()[name], f"the {name} split of {config.data}"
+        if len(tokens) < 2:
+            raise InputError(f"{directory} has no {name} split to score: --split of its training was {config.split}")
     else:
-        tokens, what = Tokens.of(encode_documents(read_data(data), tokenizer)), data
-    score = evaluate(model, tokens, tokenizer.token_lengths(), window or config.training_window)
+        tokens, what = Tokens.of(encode_documents(read_data(data, errors), tokenizer)), data
+    score = evaluate(model, tokens, tokenizer.token_lengths(), config.training_window if window is None else window)
     figures = {
         "nats_per_token": score.nats_per_token,
-        "perplexity": score.perplexity,
+        "perplexity": score.perplexity if math.isfinite(score.perplexity) else None,
         "bits_per_byte": score.bits_per_byte,
         "tokens": score.tokens,
         "bytes": score.bytes,
         "step": found.step,
     }
     if json_:
-        print(json.dumps(figures))
+        print(json.dumps(figures, allow_nan=False))
         return 0
-    say(f"{directory}: {weights(run, found)}")
+    introduce(run, found, damaged)
     print(
         f"{what}: {score.nats_per_token:.4f} nats per token, perplexity {score.perplexity:.3f}, "
         f"{score.bits_per_byte:.4f} bits per byte ({score.tokens:,} tokens, {score.bytes:,} bytes)"

@@ -14,6 +14,16 @@ from scratchlm.models import MODELS
 HIDDEN = {"arch", "preset", "model", "optim", "horizon", "vocab_size"}  # no flags: given otherwise, or never
 
 
+def whole_number(hint: Any, tokens: Sequence[Any]) -> int:
+    """An int, and no rounding: what cyclopts would make of 2.5 is 2."""
+    return int(tokens[0].value)
+
+
+Int = Annotated[int, Parameter(converter=whole_number)]
+OptionalInt = Annotated[int | None, Parameter(converter=whole_number, show_default=False)]
+Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
+
+
 def _flag(name: str, hint: Any, about: str | None, group: str, default: Any = None) -> inspect.Parameter:
     """One flag, which nobody has to give; `default` is what help shows."""
     shown = (
@@ -21,6 +31,8 @@ def _flag(name: str, hint: Any, about: str | None, group: str, default: Any = No
     )
     parameter = Parameter(
         name=f"--{name.replace('_', '-')}",
+        converter=whole_number if hint in (int, int | None) else None,
+        allow_leading_hyphen=hint is str,  # --data - is standard input
         help=about,
         group=group,
         show_default=(lambda _: shown) if default is not None else False,

@@ -1,14 +1,13 @@
 """scratchlm info DIR|ARCH: what a model is made of."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import torch
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
-from scratchlm.checkpoint import RunFolder
+from scratchlm.checkpoint import RunFolder, meta_model
+from scratchlm.cli.flags import OptionalInt
 from scratchlm.config import RunConfig, default_preset, make_config, merge, preset_settings
 from scratchlm.inspect.modules import flops_per_token, module_rows
 from scratchlm.models import MODELS
@@ -21,7 +20,7 @@ def command(
     /,
     *,
     preset: str | None = None,
-    vocab_size: Annotated[int | None, Parameter(show_default=False)] = None,
+    vocab_size: OptionalInt = None,
 ) -> int:
     """Show a model's modules: shapes, parameters, and the operations for each token.
 
@@ -35,10 +34,9 @@ def command(
         Tokens in the vocabulary; without it the preset's, or 65.
     """
     config, note = _config(model, preset, vocab_size)
-    with torch.device("meta"):  # shapes without memory
-        built = MODELS[config.arch](config.model)
+    built = meta_model(config)
     window = config.training_window
-    table = Table(title=f"{config.arch}{note}", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for column, justify in (
         ("module", "left"),
         ("kind", "left"),
@@ -50,7 +48,11 @@ def command(
         shapes = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in row.shapes.items())
         name = row.name.rpartition(".")[2] if row.depth else row.name
         table.add_row("  " * row.depth + name, row.kind, shapes, f"{row.parameters:,}")
-    Console(soft_wrap=True).print(table)
+    print(f"{config.arch}{note}")
+    console = Console(emoji=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no edge to cut names off at
+    console.print(table)
     parameters = sum(parameter.numel() for parameter in built.parameters())
     forward = flops_per_token(built, window)
     print(f"\nparameters           {parameters:,} ({parameters * 4 / 1e6:,.1f} MB in float32)")
@@ -64,6 +66,11 @@ def _config(model: str, preset: str | None, vocab_size: int | None) -> tuple[Run
         run = RunFolder.open(model)
         return run.config(), f" in {model}"
     settings: dict[str, Any] = preset_settings(model, preset or default_preset(model)) if model in MODELS else {}
-    size = {"vocab_size": vocab_size or settings.get("model", {}).get("vocab_size", USUAL_VOCABULARY)}
+    size = {
+        "vocab_size": settings.get("model", {}).get("vocab_size", USUAL_VOCABULARY)
+        if vocab_size is None
+        else vocab_size
+    }
     config = make_config(merge({"arch": MODELS[model] and model}, settings, {"model": size}))
-    return config, f", preset {config.preset}, vocabulary {config.model.vocab_size:,}"
+    named = f", preset {config.preset}" if config.preset else ""
+    return config, f"{named}, vocabulary {config.model.vocab_size:,}"

@@ -6,7 +6,7 @@ from typing import Any
 import tomli_w
 from cyclopts import App
 
-from scratchlm.config import preset_settings
+from scratchlm.config import preset_settings, without_vocabulary
 from scratchlm.errors import InputError, did_you_mean
 from scratchlm.models import MODELS
 
@@ -35,7 +35,7 @@ def show(preset: str, /) -> int:
         Its name.
     """
     found: dict[str, dict[str, Any]] = {
-        arch: preset_settings(arch, preset) for arch in MODELS if preset in MODELS[arch].presets
+        arch: without_vocabulary(preset_settings(arch, preset)) for arch in MODELS if preset in MODELS[arch].presets
     }
     if not found:
         names = {name for arch in MODELS for name in MODELS[arch].presets}

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,21 +11,37 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scratchlm.checkpoint import RunFolder, load
-from scratchlm.generation import generate
+from scratchlm.generation import Sampling, stream
+from scratchlm.tokenizers import IncrementalDecoder, Tokenizer
 from scratchlm.training.loggers import open_logger
-from scratchlm.training.loop import DivergenceError, Ended, Evaluated, Record, Sampled, Started, train
+from scratchlm.training.loop import (
+    SAMPLE_TEMPERATURE,
+    DivergenceError,
+    Ended,
+    Evaluated,
+    PassedOver,
+    Record,
+    Sampled,
+    Started,
+    train,
+)
 from scratchlm.training.loop import Progress as Line
 
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
 FINAL_SAMPLES, FINAL_TOKENS = 3, 400
 EXIT_CODES: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
 def say(text: str) -> None:
     """A line for the person at the terminal."""
-    console.print(text, markup=False)
+    console.print(text)
+
+
+def whole_characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    """The text of these tokens, without half a character at its end."""
+    return "".join(map(IncrementalDecoder(tokenizer).push, tokens))
 
 
 def follow(run: RunFolder, steps: int | None = None) -> int:
@@ -33,21 +49,25 @@ def follow(run: RunFolder, steps: int | None = None) -> int:
     logger = open_logger(run.config().logger, run.path)
     view = _View(run)
     try:
-        with _stopping() as (stop, received):
-            with view.bar:
-                for record in train(run, steps=steps, stop=stop):
-                    view.show(record)
-                    if isinstance(record, Line):
-                        logger.log({k: v for k, v in record.line().items() if k != "step"}, record.step)
-            if view.ended is None or view.ended.reason == "stopped":
-                say(f"stopped at step {view.step:,}, everything is saved; go on with: scratchlm resume {run.path}")
-                return EXIT_CODES.get(received[0], 130) if received else 130
+        with _stopping() as (stop, received), view.bar:
+            for record in train(run, steps=steps, stop=stop):
+                view.show(record)
+                if isinstance(record, Line):
+                    logger.log({k: v for k, v in record.line().items() if k != "step"}, record.step)
     except DivergenceError as error:
         say(f"scratchlm: {error}")
         return 3
+    except OSError as error:
+        say(f"scratchlm: the run stopped at step {view.step:,}, since a file could not be written: {error}; "
+            f"what was saved before is whole: make room, then scratchlm resume {run.path}")  # fmt: skip
+        return 2
     finally:
         logger.close()
-    finish(run, view)
+    assert view.ended is not None
+    if view.ended.reason == "stopped":
+        say(f"stopped at step {view.step:,}, everything is saved; go on with: scratchlm resume {run.path}")
+        return EXIT_CODES[received[0]]
+    finish(run, view, view.ended)
     return 0
 
 
@@ -114,9 +134,11 @@ class _View:
                     f"{record.score.bits_per_byte:.4f} bits per byte ({best})"
                 )
             case Sampled():
-                text = self.tokenizer.decode(record.tokens).removesuffix("�")
+                text = whole_characters(self.tokenizer, record.tokens)
                 say("\n".join(f"  | {line}" for line in text.strip("\n").splitlines()))
-                self._keep(f"--- step {record.step} ---\n{text}\n\n")
+                self.keep(f"--- step {record.step} ---\n{text}\n\n")
+            case PassedOver():
+                say(f"{record.message}; going on from the checkpoint of step {record.step:,}")
             case Ended():
                 self.ended, self.step = record, record.step
 
@@ -150,29 +172,28 @@ class _View:
         left = f", {(self.steps - line.step) * line.tokens / line.step / rate:,.0f} s left" if rate else ""
         say(f"step {line.step:,} of {self.steps:,}: {rates}{left}")
 
-    def _keep(self, text: str) -> None:
+    def keep(self, text: str) -> None:
+        """Add to the run's samples."""
         with (self.run.path / "samples.txt").open("a", encoding="utf-8", newline="\n") as file:
             file.write(text)
 
 
-def finish(run: RunFolder, view: _View) -> None:
+def finish(run: RunFolder, view: _View, ended: Ended) -> None:
     """The end of a run: how it ended, the curve, the last samples, and what to do next."""
-    assert view.ended is not None
-    if view.ended.already:
-        say(f"{run.path} is finished: all {view.ended.step:,} steps are done; --steps N trains it for longer")
+    best = run.best()
+    if ended.reason == "early" and best:
+        say(f"{run.path} stopped early at step {ended.step:,}: best at step {best[0]:,} ({best[1]:.4f})")
+        if ended.already:
+            return
+    if ended.already:
+        say(f"{run.path} is finished: all {ended.step:,} steps are done; --steps N trains it for longer")
         return
-    scored = view.scored
-    if view.ended.reason == "early" and scored:
-        say(
-            f"stopped early at step {view.ended.step:,}: best at step {scored.best_step:,}, "
-            f"worse for {scored.worse} evaluations"
-        )
     try:  # the run is complete and saved: what is drawn now cannot fail it
         _draw(run, view)
     except Exception as error:
         say(f"the run is complete, but its pictures and samples are not: {error!r}")
-    best = f" (the best was step {scored.best_step:,}: --checkpoint best)" if scored and scored.worse else ""
-    say(f"write with it: scratchlm sample {run.path}{best}")
+    better = f" (the best was step {best[0]:,}: --checkpoint best)" if best and best[0] != ended.step else ""
+    say(f"write with it: scratchlm sample {run.path}{better}")
 
 
 def _draw(run: RunFolder, view: _View) -> None:
@@ -181,12 +202,14 @@ def _draw(run: RunFolder, view: _View) -> None:
     config = run.config()
     files = save_loss_curve(run.metrics(), f"{config.arch} on {config.data}", run.path)
     model, tokenizer = load(run.path)
-    start = [tokenizer.start]
-    new = min(FINAL_TOKENS, (model.context or FINAL_TOKENS + 1))
-    rows = generate(model, [start] * FINAL_SAMPLES, new, temperature=0.8, seed=config.seed, end=tokenizer.end_of_text)
-    texts = [tokenizer.decode(row[1:]).removesuffix("�") for row in rows]
+    rows: list[list[int]] = [[] for _ in range(FINAL_SAMPLES)]
+    prompts, sampling = [[tokenizer.start]] * FINAL_SAMPLES, Sampling(temperature=SAMPLE_TEMPERATURE)
+    end = tokenizer.end_of_text
+    for row, token in stream(model, prompts, FINAL_TOKENS, sampling, seed=config.seed, end=end, slide=True):
+        rows[row].append(token)
+    texts = [whole_characters(tokenizer, row) for row in rows]
     for number, text in enumerate(texts, 1):
-        view._keep(f"--- final sample {number} ---\n{text}\n\n")
+        view.keep(f"--- final sample {number} ---\n{text}\n\n")
     say("\na sample at the end:\n")
     print(texts[0].strip("\n"), flush=True)
     say(f"\nloss curve: {', '.join(map(str, files))}; samples: {run.path / 'samples.txt'}")

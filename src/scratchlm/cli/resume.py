@@ -1,15 +1,12 @@
 """scratchlm resume DIR: go on with a run."""
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from scratchlm.checkpoint import RunFolder
+from scratchlm.cli.flags import OptionalInt
 from scratchlm.cli.progress import follow
 from scratchlm.errors import InputError
 
 
-def command(directory: str, /, *, steps: Annotated[int | None, Parameter(show_default=False)] = None) -> int:
+def command(directory: str, /, *, steps: OptionalInt = None) -> int:
     """Go on with a run from its newest checkpoint.
 
     Parameters

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from scratchlm import runtime
-from scratchlm.checkpoint import Checkpoint, RunFolder, load
+from scratchlm.checkpoint import Checkpoint, RunFolder, load_checkpoint
+from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.errors import InputError
 from scratchlm.generation import Sampling, StopAt, stream
 from scratchlm.model import LanguageModel
@@ -18,15 +19,19 @@ def command(
     directory: str,
     /,
     *,
-    prompt: Annotated[list[str] | None, Parameter(negative_iterable=(), show_default=False)] = None,
-    tokens: int = 256,
-    samples: int = 1,
+    prompt: Annotated[
+        list[str] | None, Parameter(allow_leading_hyphen=True, negative_iterable=(), show_default=False)
+    ] = None,
+    tokens: Int = 256,
+    samples: Int = 1,
     temperature: float = 0.8,
-    top_k: int | None = None,
+    top_k: OptionalInt = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: Annotated[list[str] | None, Parameter(negative_iterable=(), show_default=False)] = None,
-    seed: int = 0,
+    stop: Annotated[
+        list[str] | None, Parameter(allow_leading_hyphen=True, negative_iterable=(), show_default=False)
+    ] = None,
+    seed: Int = 0,
     checkpoint: str = "last",
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -74,44 +79,47 @@ def command(
         raise InputError(str(error)) from error
     chosen, _ = runtime.choose_device(device)
     texts = [_prompt(text) for text in prompt or [""]]
-    found = run.checkpoint(checkpoint)
-    model, tokenizer = load(directory, str(found.step), chosen)
-    say(f"{directory}: {weights(run, found)}")
-    written = _Writer(model, tokenizer, [text for text in texts for _ in range(samples)], stop or [], show=not json_)
-    written.run(tokens, sampling, seed)
+    found, damaged = run.find(checkpoint)
+    model, tokenizer = load_checkpoint(run, found, chosen)
+    writer = Writer(model, tokenizer, [text for text in texts for _ in range(samples)], stop or [], show=not json_)
+    introduce(run, found, damaged)
+    writer.run(tokens, sampling, seed)
     if json_:
-        described = {"step": found.step, "seed": seed, "samples": written.described()}
+        described = {"step": found.step, "seed": seed, "samples": writer.described()}
         print(json.dumps(described, ensure_ascii=False))
     return 0
 
 
 def say(text: str) -> None:
     """A line for the person, apart from the text that the model writes."""
-    print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:
+        print(text, file=sys.stderr, flush=True)
 
 
-def weights(run: RunFolder, checkpoint: Checkpoint) -> str:
-    """Which weights these are: their step and their loss."""
-    losses = {line["step"]: line["val_loss"] for line in run.metrics() if "val_loss" in line}
-    loss = losses.get(checkpoint.step)
-    best = run.best_step()
+def introduce(run: RunFolder, checkpoint: Checkpoint, damaged: list[str]) -> None:
+    """Say which weights these are, with their loss, and what had to be passed over."""
+    for message in damaged:
+        say(f"{message}; the checkpoint of step {checkpoint.step:,} is used")
+    loss, best = checkpoint.state()["val_loss"], run.best()
     which = f"weights of step {checkpoint.step:,}"
     which += f", validation loss {loss:.4f} nats per token" if loss is not None else ", not evaluated"
-    if best is not None and best != checkpoint.step and best in losses:
-        which += f" (the best is step {best:,} with {losses[best]:.4f}: --checkpoint best)"
-    return which
+    if best is not None and best[0] != checkpoint.step:
+        which += f" (the best is step {best[0]:,} with {best[1]:.4f}: --checkpoint best)"
+    say(f"{run.path}: {which}")
 
 
 def _prompt(text: str) -> str:
     if text != "-":
         return text
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give the prompt with --prompt TEXT")
     try:
         return sys.stdin.buffer.read().decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise InputError(f"standard input is not UTF-8: byte {error.start}; give the prompt in UTF-8") from error
 
 
-class _Writer:
+class Writer:
     """Several texts at once: the first is shown as it grows, the others when all are done."""
 
     def __init__(

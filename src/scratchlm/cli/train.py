@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from scratchlm.cli.flags import nested, train_flags, with_signature
-from scratchlm.config import default_preset, merge, preset_settings, read_settings
+from scratchlm.config import default_preset, merge, preset_settings, read_settings, without_vocabulary
 from scratchlm.errors import InputError
 from scratchlm.models import MODELS
 
@@ -32,7 +32,7 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     if from_file.get("arch", arch) != arch:
         raise InputError(f"{file} is for the architecture {from_file['arch']!r}, not {arch!r}")
     preset = preset or from_file.get("preset") or default_preset(arch)
-    below = merge({"arch": arch}, _without_vocabulary(preset_settings(arch, preset)), from_file, {"preset": preset})
+    below = merge({"arch": arch}, without_vocabulary(preset_settings(arch, preset)), from_file, {"preset": preset})
     fit = not (file or {"--preset", "--steps"} & {token.partition("=")[0] for token in rest})
 
     def start(**given: Any) -> int:
@@ -52,6 +52,8 @@ def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None)
     from scratchlm.cli.progress import follow, say
     from scratchlm.training.setup import create_run, free_folder
 
+    if out == "":
+        raise InputError("--out is empty; name a folder, or leave it out")
     folder = Path(out) if out else free_folder(settings["arch"])
     run, asked = create_run(settings, folder, fit_seconds)
     config = run.config()
@@ -66,12 +68,6 @@ def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None)
             f"which this machine should do in about {FIT_SECONDS / 60:.0f} minutes or less"
         )
     return follow(run)
-
-
-def _without_vocabulary(preset: dict[str, Any]) -> dict[str, Any]:
-    """A preset's vocabulary is what its published size counts; the tokenizer of a run decides."""
-    shape = {key: value for key, value in preset.get("model", {}).items() if key != "vocab_size"}
-    return {**preset, **({"model": shape} if "model" in preset else {})}
 
 
 def _value(flag: str, tokens: tuple[str, ...]) -> str | None:

@@ -4,17 +4,15 @@ A folder holds train_00000.npy, validation_00000.npy, ... (uint8, uint16 or uint
 manifest.json. It needs nothing but the tokenizer that its manifest names by hash.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from scratchlm.errors import InputError
+from scratchlm.files import file_sha256, read_json, write_json
 from scratchlm.tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 SHARD_TOKENS = 1 << 27
 IN_MEMORY_BYTES = 1 << 28  # a split up to this size is held in memory
@@ -64,8 +62,8 @@ def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> np.ndarr
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
-def write_shards(folder: Path, splits: dict[str, np.ndarray], tokenizer: Tokenizer) -> None:
-    """Write the splits and their manifest into a new folder."""
+def write_shards(folder: Path, splits: dict[str, np.ndarray], tokenizer: Tokenizer) -> str:
+    """Write the splits and their manifest into a new folder. Returns the manifest's checksum."""
     folder.mkdir(parents=True)
     lengths = tokenizer.token_lengths()
     described = {}
@@ -74,21 +72,15 @@ def write_shards(folder: Path, splits: dict[str, np.ndarray], tokenizer: Tokeniz
         for number, start in enumerate(range(0, len(tokens), SHARD_TOKENS)):
             part, file = tokens[start : start + SHARD_TOKENS], folder / f"{name}_{number:05d}.npy"
             np.save(file, part, allow_pickle=False)
-            shards.append({"file": file.name, "tokens": len(part), "sha256": _sha256(file)})
+            shards.append({"file": file.name, "tokens": len(part), "sha256": file_sha256(file)})
         described[name] = {"tokens": len(tokens), "bytes": int(lengths[tokens].sum()), "shards": shards}
     manifest = {
-        "format_version": FORMAT_VERSION,
         "dtype": str(dtype_for(tokenizer.vocab_size)),
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.sha256,
         "splits": described,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return write_json(folder / "manifest.json", manifest)
 
 
 class Tokens:
@@ -130,34 +122,27 @@ class Tokens:
         return out
 
 
-def read_shards(folder: Path, tokenizer: Tokenizer) -> dict[str, Tokens]:
+def read_shards(folder: Path, tokenizer: Tokenizer, checksum: str | None = None) -> dict[str, Tokens]:
     """The splits of a folder of shards, each file checked against its hash.
 
-    Raises InputError where a file is missing or damaged, or belongs to another tokenizer.
+    `checksum` is the manifest's, where it is known. Raises InputError where a file is missing or damaged, or belongs to
+    another tokenizer or to other tokens.
     """
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{folder} has format version {manifest['format_version']!r}; "
-                f"this scratchlm reads version {FORMAT_VERSION}"
-            )
-        if manifest["tokenizer_sha256"] != tokenizer.sha256:
-            raise InputError(
-                f"the tokens in {folder} were made by another tokenizer than the one given "
-                f"({manifest['tokenizer_sha256'][:12]}, not {tokenizer.sha256[:12]})"
-            )
-        splits = {}
-        for name, described in manifest["splits"].items():
-            files = [folder / shard["file"] for shard in described["shards"]]
-            for file, shard in zip(files, described["shards"], strict=True):
-                if _sha256(file) != shard["sha256"]:
-                    raise InputError(f"{file} is damaged: its sha256 is not the one in its manifest")
-                if len(np.load(file, mmap_mode="r", allow_pickle=False)) != shard["tokens"]:
-                    raise InputError(f"the manifest of {folder} is damaged: {file.name} has another number of tokens")
-            splits[name] = Tokens(files, [shard["tokens"] for shard in described["shards"]])
-    except OSError as error:
-        raise InputError(f"cannot read the tokens in {folder}: {error}") from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the manifest of {folder} is damaged: {error!r}") from error
+    manifest = read_json(folder / "manifest.json", checksum)
+    if manifest["tokenizer_sha256"] != tokenizer.sha256:
+        raise InputError(
+            f"the tokens in {folder} were made by another tokenizer than the one given "
+            f"({manifest['tokenizer_sha256'][:12]}, not {tokenizer.sha256[:12]})"
+        )
+    splits = {}
+    for name, described in manifest["splits"].items():
+        files = [folder / shard["file"] for shard in described["shards"]]
+        for file, shard in zip(files, described["shards"], strict=True):
+            try:
+                found = file_sha256(file)
+            except OSError as error:
+                raise InputError(f"cannot read {file}: {error.strerror}") from error
+            if found != shard["sha256"]:
+                raise InputError(f"{file} is damaged: its sha256 is not the one in its manifest")
+        splits[name] = Tokens(files, [shard["tokens"] for shard in described["shards"]])
     return splits

@@ -17,7 +17,11 @@ def read_documents(source: str, errors: Errors = "strict") -> list[str]:
     A text is one document, a folder one or more for each of its texts, JSON lines one for each line. A byte order
     mark is dropped, line ends become "\\n". Raises InputError with the file and the place of what is wrong.
     """
+    if not source:
+        raise InputError("--data is empty; give a corpus by name, a file, a folder, or - for standard input")
     if source == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; give a file with --data FILE")
         return _documents(sys.stdin.buffer.read(), "standard input", jsonl=False, errors=errors)
     path = Path(source)
     if not path.is_dir():

@@ -28,7 +28,8 @@ def loss_figure(metrics: Sequence[dict[str, Any]], title: str) -> Figure:
             ha="right",
             arrowprops={"arrowstyle": "-", "color": VALIDATION},
         )
-    axes.set(title=title, xlabel="tokens read (millions)", ylabel="loss (nats per token)")
+    axes.set_title(title, parse_math=False)  # a dollar sign in a file's name is no formula
+    axes.set(xlabel="tokens read (millions)", ylabel="loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)

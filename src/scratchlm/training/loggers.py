@@ -32,7 +32,7 @@ class TensorBoardLogger:
     """Event files in the run's folder, for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path) -> None:
-        _import("tensorboard", "tensorboard")
+        require_logger("tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(folder / "tensorboard"))
@@ -65,6 +65,12 @@ def _import(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise InputError(f"--logger {extra} needs a package: pip install 'scratchlm[{extra}]'") from error
+
+
+def require_logger(name: str) -> None:
+    """Raise InputError where the logger's package is not installed."""
+    if name != "none":
+        _import(name, name)
 
 
 def open_logger(name: str, folder: Path) -> Logger:

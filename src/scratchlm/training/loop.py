@@ -3,7 +3,9 @@
 Whatever it does is a function of the run's folder: it starts where the newest checkpoint was taken, or anew.
 """
 
+import hashlib
 import math
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -14,9 +16,10 @@ import torch
 from torch import Tensor
 
 from scratchlm import runtime
-from scratchlm.checkpoint import Checkpoint, RunFolder, build_model, restore_weights
+from scratchlm.checkpoint import MODEL, OPTIMIZER, Checkpoint, RunFolder, build_model, restore_weights
 from scratchlm.config import RunConfig
 from scratchlm.data.batches import TrainingWindows
+from scratchlm.errors import InputError
 from scratchlm.evaluation import Score, evaluate
 from scratchlm.generation import Sampling, stream
 from scratchlm.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
@@ -93,7 +96,15 @@ class Ended:
     already: bool = False  # it was finished before
 
 
-Record = Started | Progress | Evaluated | Sampled | Saved | Ended
+@dataclass(frozen=True, kw_only=True)
+class PassedOver:
+    """A newer checkpoint than the one of `step` is damaged, as the message says, and was set aside."""
+
+    step: int
+    message: str
+
+
+Record = Started | Progress | Evaluated | Sampled | Saved | PassedOver | Ended
 
 
 class DivergenceError(Exception):
@@ -119,7 +130,6 @@ class _Position:
     best_loss: float | None = None
     worse: int = 0
     scored_step: int = 0  # the newest that was evaluated
-    lines: int = 0  # of metrics.jsonl
     pending: list[dict[str, float]] = field(default_factory=list)  # steps since the last line
 
 
@@ -141,29 +151,62 @@ class _Trainer:
         self.step_module = TrainingStep(self.model)
         self.at = _Position()
         self._unread: list[tuple[int, float, Tensor, Tensor]] = []  # losses that may still be on the device
-        self._clock = time.perf_counter()
-        self._saved_at = self._clock
+        self._newest = (math.nan, 0.0, math.nan)  # loss, rate and gradient norm of the newest step
+        self._score: Score | None = None
+        self._saved: Checkpoint | None = None
+        self._clock = self._saved_at = time.perf_counter()
+        self.check_disk()
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.state()
+    def check_disk(self) -> None:
+        """Refuse to begin what the disk cannot hold: weights and two moments, for all that is kept and one more."""
+        size = sum(parameter.nbytes for parameter in self.parameters)
+        need, free = 3 * size * (self.config.keep + 2), shutil.disk_usage(self.run.path).free
+        if free < need:
+            raise InputError(
+                f"the checkpoints need {need / 1e6:,.0f} MB in {self.run.path}, and {free / 1e6:,.0f} MB are free; "
+                f"make room, or keep fewer than {self.config.keep} with --keep"
+            )
+
+    def restore(self) -> Iterator[PassedOver]:
+        """Go back to the newest checkpoint that is whole."""
+        checkpoint, damaged = self.run.find("last", MODEL, OPTIMIZER)
+        state, tensors = checkpoint.state(), checkpoint.optimizer()
+        self.run.cut_metrics(state["metrics"])
         restore_weights(self.model, checkpoint)
-        tensors = checkpoint.optimizer()
         restore_optimizer(
             self.model, self.optimizer, ((k, v) for k, v in tensors.items() if not k.startswith("random|"))
         )
         runtime.set_random_state({k.removeprefix("random|"): v for k, v in tensors.items() if k.startswith("random|")})
-        self.at = _Position(**state["position"])
-        self.run.cut_metrics(self.at.lines)
+        self.at, self._saved = _Position(**state["position"]), checkpoint
+        for newer in self.run.checkpoints():
+            if newer.step > checkpoint.step:
+                self.run.set_aside(newer)
+        for message in damaged:
+            yield PassedOver(step=checkpoint.step, message=message)
+        self._clock = self._saved_at = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What state.json holds of the trainer."""
+        at = self.at
+        val_loss = None if self._score is None else self._score.nats_per_token
+        return {"best_step": at.best_step, "best_loss": at.best_loss, "val_loss": val_loss, "position": vars(at)}
 
     def save(self) -> Saved:
-        self.read_losses()  # a run that has diverged is not saved
-        at = self.at
+        """Write a checkpoint. Raises DivergenceError where the run has diverged: that is not saved."""
+        self.read_losses()
+        if not all(parameter.isfinite().all() for parameter in self.parameters):
+            raise self.diverged(self.at.step, *self._newest)
+        self._score = None
         tensors = optimizer_tensors(self.model, self.optimizer)
         tensors |= {f"random|{name}": state for name, state in runtime.random_state().items()}
-        self.run.save(at.step, self.model.state_dict(), tensors, {"position": vars(at)})
-        self.run.prune(self.config.keep)
+        self._saved = self.run.save(self.at.step, self.model.state_dict(), tensors, self.state())
+        self.run.prune(self.config.keep, self.at.best_step)
         self._saved_at = time.perf_counter()
-        return Saved(step=at.step)
+        return Saved(step=self.at.step)
+
+    def diverged(self, step: int, loss: float, lr: float, grad_norm: float) -> DivergenceError:
+        """The error that ends the run, with what can still be used."""
+        return DivergenceError(step, loss, lr, grad_norm, None if self._saved is None else self._saved.step)
 
     def update(self) -> None:
         """One optimizer step on the global batch."""
@@ -188,9 +231,9 @@ class _Trainer:
         """Fetch losses from the device. Raises DivergenceError at the first that is no number."""
         unread, self._unread = self._unread, []
         for step, lr, loss, norm in unread:
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                saved = self.run.checkpoints()
-                raise DivergenceError(step, loss.item(), lr, norm.item(), saved[-1].step if saved else None)
+            self._newest = (loss.item(), lr, norm.item())
+            if not all(map(math.isfinite, self._newest)):
+                raise self.diverged(step, *self._newest)
             self.at.pending.append({"loss": loss.item(), "lr": lr, "grad_norm": norm.item()})
 
     def tick(self) -> None:
@@ -205,6 +248,24 @@ class _Trainer:
     def evaluation_is_due(self) -> bool:
         at, config = self.at, self.config
         return at.step > at.scored_step and (at.step % config.eval_every == 0 or at.step == config.steps)
+
+    def over(self) -> str | None:
+        """Why there is nothing left to do: finished, early, or None where there is."""
+        at, config = self.at, self.config
+        if config.patience is not None and at.worse >= config.patience:
+            return "early"
+        return "finished" if at.step >= config.steps and not self.evaluation_is_due() else None
+
+    def started(self) -> Started:
+        """How the run begins."""
+        return Started(
+            step=self.at.step,
+            config=self.config,
+            device=str(self.device),
+            parameters=sum(parameter.numel() for parameter in self.parameters),
+            train_tokens=self.train_tokens,
+            epochs=self.windows.epochs(self.config.steps),
+        )
 
     def report(self) -> Iterator[Record]:
         """What follows an update, and again a resume: evaluation and a line of metrics, where they are due."""
@@ -227,9 +288,10 @@ class _Trainer:
                 score=None if evaluated is None else evaluated.score,
                 **mean,
             )
-            self.run.append_metrics(progress.line())  # last of all: an evaluation with a line is done with
+            self.run.append_metrics(progress.line())
             at.pending = []
-            at.lines += 1
+            if evaluated is not None and self._saved is not None:
+                self.run.update_state(self._saved, self.state())  # from here on the evaluation is done with
             yield progress
         if evaluated is not None:
             yield evaluated
@@ -241,9 +303,11 @@ class _Trainer:
         """Score the validation split and remember where it was best."""
         at = self.at
         score = evaluate(self.model, self.validation, self.token_lengths, self.window)
+        if not math.isfinite(score.nats_per_token):
+            raise self.diverged(at.step, score.nats_per_token, *self._newest[1:])
+        self._score = score
         if at.best_loss is None or score.nats_per_token < at.best_loss:
             at.best_step, at.best_loss, at.worse = at.step, score.nats_per_token, 0
-            self.run.mark_best(self.run.checkpoint(str(at.step)))
         else:
             at.worse += 1
         at.scored_step = at.step
@@ -270,51 +334,37 @@ def train(run: RunFolder, *, steps: int | None = None, stop: threading.Event | N
     `steps` extends the run; the schedule stays as it was laid out. `stop`: once set, the run is saved and ends.
     Raises DivergenceError where the loss is no longer a number, InputError where the folder is damaged.
     """
-    config = run.config()
-    if steps is not None and steps > config.steps:
-        config = replace(config, steps=steps, horizon=config.horizon or config.steps)
-        run.write_config(config)
-    found = run.checkpoints()
-    if (
-        found
-        and found[-1].step >= config.steps
-        and any(line["step"] == found[-1].step and "val_loss" in line for line in run.metrics()[-1:])
-    ):
-        yield Ended(step=found[-1].step, reason="finished", already=True)
-        return
-
-    trainer = _Trainer(run, config)
-    at = trainer.at
-    if found:
-        trainer.restore(found[-1])
-        at = trainer.at
-    yield Started(
-        step=at.step,
-        config=config,
-        device=str(trainer.device),
-        parameters=sum(parameter.numel() for parameter in trainer.parameters),
-        train_tokens=trainer.train_tokens,
-        epochs=trainer.windows.epochs(config.steps),
-    )
-    if found:
-        yield from trainer.report()
-    else:
-        run.cut_metrics(0)
-        yield trainer.save()
-    while True:
-        if config.patience is not None and at.worse >= config.patience:
-            yield Ended(step=at.step, reason="early")
-            return
-        if at.step >= config.steps:
-            yield Ended(step=at.step, reason="finished")
-            return
-        if stop is not None and stop.is_set():
-            trainer.tick()
+    with run.lock():
+        run.clean()
+        config = run.config()
+        extended = steps is not None and steps > config.steps
+        if steps is not None and extended:
+            config = replace(config, steps=steps, horizon=config.horizon or config.steps)
+        trainer = _Trainer(run, config)
+        resumed = bool(run.checkpoints())
+        if resumed:
+            yield from trainer.restore()
+            if extended:
+                run.write_config(config)
+            reason = trainer.over()
+            if reason is not None:
+                yield Ended(step=trainer.at.step, reason=reason, already=True)
+                return
+        yield trainer.started()
+        if resumed:
+            yield from trainer.report()
+        else:
+            run.cut_metrics({"lines": 0, "sha256": hashlib.sha256().hexdigest()})
             yield trainer.save()
-            yield Ended(step=at.step, reason="stopped")
-            return
-        trainer.update()
-        if trainer.evaluation_is_due() or trainer.save_is_due():
-            trainer.tick()
-            yield trainer.save()  # first, so that an evaluation that dies takes nothing with it
-        yield from trainer.report()
+        while (reason := trainer.over()) is None:
+            if stop is not None and stop.is_set():
+                trainer.tick()
+                yield trainer.save()
+                reason = "stopped"
+                break
+            trainer.update()
+            if trainer.evaluation_is_due() or trainer.save_is_due():
+                trainer.tick()
+                yield trainer.save()  # first, so that an evaluation that dies takes nothing with it
+            yield from trainer.report()
+        yield Ended(step=trainer.at.step, reason=reason)

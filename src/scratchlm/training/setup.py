@@ -12,14 +12,16 @@ import numpy as np
 import torch
 
 from scratchlm import runtime, tokenizers
-from scratchlm.checkpoint import RunFolder, build_model, write_json
+from scratchlm.checkpoint import RunFolder, build_model, meta_model
 from scratchlm.config import RunConfig, make_config
 from scratchlm.data import corpora
 from scratchlm.data.batches import TrainingWindows
 from scratchlm.data.shards import SPLITS, Tokens, encode_documents, split_documents, write_shards
 from scratchlm.data.text import Errors, read_documents
 from scratchlm.errors import InputError
+from scratchlm.files import write_json
 from scratchlm.tokenizers import Tokenizer
+from scratchlm.training.loggers import require_logger
 from scratchlm.training.step import TrainingStep
 
 
@@ -33,9 +35,11 @@ def free_folder(arch: str) -> Path:
 
 def read_data(source: str, errors: Errors = "strict") -> list[str]:
     """The documents that --data means: a corpus by name, unless there is such a path."""
-    if source != "-" and not Path(source).exists() and not any(mark in source for mark in "./\\"):
-        return [corpora.get(source)]
-    return read_documents(source, errors)
+    try:
+        named = source not in ("", "-") and not any(mark in source for mark in "./\\") and not Path(source).exists()
+        return [corpora.get(source)] if named else read_documents(source, errors)
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror}") from error
 
 
 def tokenize(
@@ -62,7 +66,11 @@ def create_run(
     `fit_seconds`: where this machine would need much longer, the run gets fewer steps, which its config.json says.
     Raises InputError for bad settings or text, and for a folder that is there already; nothing is left behind then.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"cannot write the run's folder {folder}: {error.strerror}") from error
+    if taken:
         raise InputError(
             f"{folder} is there already: continue it with scratchlm resume {folder}, or name another folder with --out"
         )
@@ -70,6 +78,7 @@ def create_run(
     known = {**settings, "model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}}
     config = make_config(known)
     device, _ = runtime.choose_device(config.device)
+    require_logger(config.logger)
 
     documents = read_data(config.data, config.errors)
     tokenizer = tokenizers.train(config.tokenizer, documents)
@@ -80,16 +89,16 @@ def create_run(
         )
     shape = replace(config.model, vocab_size=tokenizer.vocab_size)
     asked = config = replace(config, model=shape)
+    check_memory(config)
     tokens = tokenize(documents, tokenizer, config.split, config.training_window)
 
     if fit_seconds is not None:
         config = fit_steps(config, Tokens.of(tokens["train"]), len(tokens["validation"]), fit_seconds, device)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        write_shards(beside / "data", tokens, tokenizer)
+        checksum = write_shards(beside / "data", tokens, tokenizer)
         tokenizer.save(beside / "tokenizer.json")
-        new = RunFolder(beside)
-        new.write_config(config)
+        RunFolder(beside).write_config(config, checksum)
         write_json(beside / "manifest.json", {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions()})
         if folder.exists():
             folder.rmdir()  # empty, as checked
@@ -99,6 +108,18 @@ def create_run(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return RunFolder(folder), asked
+
+
+def check_memory(config: RunConfig) -> None:
+    """Refuse a model whose weights, gradients and two moments, or whose batch, this machine cannot hold."""
+    size = sum(parameter.nbytes for parameter in meta_model(config).parameters())
+    need = 4 * size + 8 * config.batch_size * config.training_window
+    there = runtime.memory_bytes()
+    if there is not None and need > there:
+        raise InputError(
+            f"training this model needs more than {need / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB; "
+            "make the model (--model.*) or the batch (--batch-size) smaller"
+        )
 
 
 def fit_steps(config: RunConfig, train: Tokens, scored: int, seconds: float, device: torch.device) -> RunConfig:

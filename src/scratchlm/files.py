@@ -1,0 +1,90 @@
+"""Files that are whole or not there: written beside their place, synced, renamed, and checked when they are read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scratchlm.errors import InputError
+
+FORMAT_VERSION = 1
+
+
+def sync(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Give a file this content, all of it or what it had before."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's content."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _json_sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> str:
+    """Write a JSON file with this format's version and a checksum of its content, which is returned."""
+    content = {"format_version": FORMAT_VERSION, **content}
+    checksum = _json_sha256(content)
+    replace_file(path, (json.dumps({**content, "checksum": checksum}, indent=1) + "\n").encode())
+    return checksum
+
+
+def read_json(path: Path, checksum: str | None = None) -> dict[str, Any]:
+    """The content of a file of `write_json`, which had this checksum if one is given.
+
+    Raises InputError where it is missing, damaged, of another version, or another file than the one that was meant.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        version, found = content["format_version"], content.pop("checksum", None)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {error!r}") from error
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path} has format version {version!r}; this scratchlm reads version {FORMAT_VERSION}")
+    if found != _json_sha256(content):
+        raise InputError(f"{path} is damaged, or was changed by hand: its content does not fit its checksum")
+    if checksum is not None and found != checksum:
+        raise InputError(f"{path} belongs to another run: its checksum is not the one that this run wrote down")
+    del content["format_version"]
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises InputError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
