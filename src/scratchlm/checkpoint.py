@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -264,16 +265,15 @@ class RunFolder:
         try:
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
-            with ThreadPoolExecutor() as pool:  # a file is hashed while the next is written and the disk is waited for
-                hashes, synced = {}, []
-                for name, tensors in ((MODEL, weights), (OPTIMIZER, optimizer)):
-                    whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-                    save_file(whole, beside / name, {"format": "pt"})
-                    hashes[name] = pool.submit(file_sha256, beside / name)
-                    synced.append(pool.submit(sync, beside / name))
-                for done in synced:
-                    done.result()
-                sha256 = {name: future.result() for name, future in hashes.items()}
+            paths = [beside / MODEL, beside / OPTIMIZER]
+            for path, tensors in zip(paths, (weights, optimizer), strict=True):
+                try:
+                    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, {"format": "pt"})
+                except SafetensorError as error:  # what it makes of a full disk
+                    raise OSError(f"{path}: {error}") from error
+            with ThreadPoolExecutor(4) as pool:  # the files are hashed while the disk is waited for
+                synced, hashed = pool.map(sync, paths), pool.map(file_sha256, paths)
+                sha256 = {path.name: found for path, found, _ in zip(paths, hashed, synced, strict=True)}
             run = self._root()["run"]
             content = {**state, "run": run, "step": step, "sha256": sha256, "metrics": self.metrics_mark()}
             write_json(beside / "state.json", content)

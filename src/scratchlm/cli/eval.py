@@ -70,10 +70,10 @@ def command(
         "bytes": score.bytes,
         "step": found.step,
     }
+    introduce(run, found, damaged)
     if json_:
         print(json.dumps(figures, allow_nan=False))
         return 0
-    introduce(run, found, damaged)
     print(
         f"{what}: {score.nats_per_token:.4f} nats per token, perplexity {score.perplexity:.3f}, "
         f"{score.bits_per_byte:.4f} bits per byte ({score.tokens:,} tokens, {score.bytes:,} bytes)"
