@@ -33,6 +33,7 @@ check: setup
 bench: setup
 	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt_step.py $(NANOGPT))
 	$(BIN)/python benchmarks/cached_generation.py
+	$(BIN)/python benchmarks/saving.py
 
 clean:
 	rm -rf $(VENV)
