@@ -1,9 +1,12 @@
 """Tiny runs, and what it means that two of them are the same."""
 
+import contextlib
 import itertools
 
+import pytest
 import torch
 
+from scratchlm.training import loop
 from scratchlm.training.setup import create_run
 
 TEXT = "".join(f"{a} and {b} went up the hill, {b} and {a} came down.\n" for a in "ABCDEFGH" for b in "abcdefgh")
@@ -39,3 +42,17 @@ def same_end(run, other):
     assert run.best() == other.best()
     positions = [{k: v for k, v in c.state()["position"].items() if k != "seconds"} for c in (one, two)]
     assert positions[0] == positions[1]
+
+
+def die_once(run, function, at):
+    """Train the run until the trainer calls this function at this step, and end as if the process had died there."""
+    original = getattr(loop._Trainer, function)
+
+    def die(self, *arguments):
+        if self.at.step == at:
+            raise SystemExit
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(SystemExit):
+        patch.setattr(loop._Trainer, function, die)
+        list(loop.train(run))

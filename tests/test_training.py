@@ -1,6 +1,5 @@
 """The loop: groups, schedule, accumulation, exact resume, early stopping, divergence."""
 
-import contextlib
 import itertools
 import json
 import math
@@ -10,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runs import SETTINGS, metrics_without_clock, same_end
+from runs import SETTINGS, die_once, metrics_without_clock, same_end
 from scratchlm import checkpoint, evaluation
 from scratchlm.config import OptimConfig
 from scratchlm.data.batches import Batch, TrainingWindows
@@ -108,17 +107,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(new_run, whole, stops):
 @pytest.mark.parametrize("at", [3, 4, 6, 8, 12])
 def test_a_run_that_dies_anywhere_goes_on_as_if_nothing_had_happened(new_run, whole, dies_in, at):
     killed = new_run()
-    original = getattr(loop._Trainer, dies_in)
-
-    def die(self, *arguments):
-        if self.at.step == at:
-            raise SystemExit
-        return original(self, *arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop._Trainer, dies_in, die)
-        with contextlib.suppress(SystemExit):
-            list(loop.train(killed))
+    die_once(killed, dies_in, at)
     list(loop.train(killed))
     same_end(killed, whole)
 
@@ -210,6 +199,8 @@ def test_an_evaluation_counts_once_towards_patience_however_often_the_run_is_sto
         for record in loop.train(run, stop=stop):
             if isinstance(record, loop.Evaluated):
                 stop.set()
+        score = run.checkpoint("last").state()["val_loss"]
+        assert score == 2.0, "stopping after an evaluation loses nothing of it"
     assert record == loop.Ended(step=8, reason="early")
 
 

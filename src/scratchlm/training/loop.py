@@ -171,12 +171,12 @@ class _Trainer:
         """Go back to the newest checkpoint that is whole."""
         checkpoint, damaged = self.run.find("last", MODEL, OPTIMIZER)
         state, tensors = checkpoint.state(), checkpoint.optimizer()
-        self.run.cut_metrics(state["metrics"])
         restore_weights(self.model, checkpoint)
         restore_optimizer(
             self.model, self.optimizer, ((k, v) for k, v in tensors.items() if not k.startswith("random|"))
         )
         runtime.set_random_state({k.removeprefix("random|"): v for k, v in tensors.items() if k.startswith("random|")})
+        self.run.cut_metrics(state["metrics"])
         self.at, self._saved = _Position(**state["position"]), checkpoint
         for newer in self.run.checkpoints():
             if newer.step > checkpoint.step:
@@ -203,6 +203,10 @@ class _Trainer:
         self.run.prune(self.config.keep, self.at.best_step)
         self._saved_at = time.perf_counter()
         return Saved(step=self.at.step)
+
+    def is_saved(self) -> bool:
+        """Whether there is a checkpoint of this very step, which then has its evaluation too."""
+        return self._saved is not None and self._saved.step == self.at.step
 
     def diverged(self, step: int, loss: float, lr: float, grad_norm: float) -> DivergenceError:
         """The error that ends the run, with what can still be used."""
@@ -359,7 +363,8 @@ def train(run: RunFolder, *, steps: int | None = None, stop: threading.Event | N
         while (reason := trainer.over()) is None:
             if stop is not None and stop.is_set():
                 trainer.tick()
-                yield trainer.save()
+                if not trainer.is_saved():
+                    yield trainer.save()
                 reason = "stopped"
                 break
             trainer.update()

@@ -1,0 +1,50 @@
+"""What the README tells a person to type does what it says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from runs import TEXT
+from scratchlm.cli import main
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+TINY = [
+    *("--steps=4", "--eval-every=2", "--batch-size=4", "--device=cpu"),
+    *("--model.dim=16", "--model.depth=1", "--model.heads=2"),
+]
+COMMANDS = [
+    shlex.split(line, comments=True)[1:]
+    for _, block in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("scratchlm ")
+]
+
+
+@pytest.fixture
+def with_a_run(tmp_path, monkeypatch, capsys):
+    """A folder in which my.txt was written and `scratchlm train gpt` was run."""
+    monkeypatch.chdir(tmp_path)
+    Path("my.txt").write_text("ROMEO:\n" + TEXT * 3, encoding="utf-8")
+    assert main(["train", "gpt", "--data=my.txt", *TINY]) == 0
+    capsys.readouterr()
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 7
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_command_of_the_readme(command, with_a_run):
+    small = TINY if command[0] == "train" and "--help" not in command else []
+    data = ["--data=my.txt"] if small and "--data" not in command else []
+    assert main([*command, *small, *data]) == 0
+
+
+def test_the_python_of_the_readme(with_a_run, capsys):
+    (python,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(python, {})
+    written = capsys.readouterr().out
+    assert written.startswith("ROMEO:")
+    assert len(written) == len("ROMEO:") + 100 + 1
