@@ -18,6 +18,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from runs import SETTINGS, TEXT, metrics_without_clock, same_end
 from scratchlm import checkpoint, files
@@ -323,3 +324,12 @@ def test_the_lock_of_a_process_that_died_is_nobodys(new_run):
     (run.path / ".owner").write_text("999999", encoding="utf-8")
     assert list(loop.train(run))[-1].reason == "finished"
     assert not (run.path / ".owner").exists()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_found(value):
+    tensor = torch.zeros(3, 5)
+    assert checkpoint.is_finite(tensor)
+    assert checkpoint.is_finite(tensor[:0])
+    tensor[1, 2] = value
+    assert not checkpoint.is_finite(tensor)

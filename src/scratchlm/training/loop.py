@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from scratchlm import runtime
-from scratchlm.checkpoint import MODEL, OPTIMIZER, Checkpoint, RunFolder, build_model, restore_weights
+from scratchlm.checkpoint import (
+    MODEL,
+    OPTIMIZER,
+    Checkpoint,
+    RunFolder,
+    build_model,
+    is_finite,
+    restore_weights,
+)
 from scratchlm.config import RunConfig
 from scratchlm.data.batches import TrainingWindows
 from scratchlm.errors import InputError
@@ -160,7 +168,8 @@ class _Trainer:
     def check_disk(self) -> None:
         """Refuse to begin what the disk cannot hold: weights and two moments, for all that is kept and one more."""
         size = sum(parameter.nbytes for parameter in self.parameters)
-        need, free = 3 * size * (self.config.keep + 2), shutil.disk_usage(self.run.path).free
+        there = sum(file.stat().st_size for saved in self.run.checkpoints() for file in saved.path.iterdir())
+        need, free = 3 * size * (self.config.keep + 2) - there, shutil.disk_usage(self.run.path).free
         if free < need:
             raise InputError(
                 f"the checkpoints need {need / 1e6:,.0f} MB in {self.run.path}, and {free / 1e6:,.0f} MB are free; "
@@ -194,7 +203,7 @@ class _Trainer:
     def save(self) -> Saved:
         """Write a checkpoint. Raises DivergenceError where the run has diverged: that is not saved."""
         self.read_losses()
-        if not all(parameter.isfinite().all() for parameter in self.parameters):
+        if not all(map(is_finite, self.parameters)):
             raise self.diverged(self.at.step, *self._newest)
         self._score = None
         tensors = optimizer_tensors(self.model, self.optimizer)
