@@ -21,7 +21,6 @@ def whole_number(hint: Any, tokens: Sequence[Any]) -> int:
 
 Int = Annotated[int, Parameter(converter=whole_number)]
 OptionalInt = Annotated[int | None, Parameter(converter=whole_number, show_default=False)]
-Text = Annotated[str, Parameter(allow_leading_hyphen=True)]
 
 
 def _flag(name: str, hint: Any, about: str | None, group: str, default: Any = None) -> inspect.Parameter:
