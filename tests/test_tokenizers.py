@@ -200,7 +200,7 @@ DAMAGED = {
     "newer version": (changed(format_version=2), "has format version 2; this scratchlm reads version 1"),
     "version in words": (changed(format_version="1"), "has format version '1'; this scratchlm reads version 1"),
     "near kind": (changed(kind="chars"), "unknown tokenizer 'chars': did you mean 'char'?"),
-    "far kind": (changed(kind="zzz"), "unknown tokenizer 'zzz': choose from: byte, char"),
+    "far kind": (changed(kind="zzz"), "unknown tokenizer 'zzz': choose from: bpe, byte, char"),
     "kind in a list": (changed(kind=["char"]), "unknown tokenizer"),
     "no characters": (changed(characters=None), "is damaged"),
     "empty characters": (changed(characters=""), "is damaged"),
@@ -262,7 +262,7 @@ def test_train_loads_a_file_and_a_kind_comes_before_it(tmp_path, monkeypatch):
     [
         ("chr", "did you mean 'char'"),
         ("bytes", "did you mean 'byte'"),
-        ("", "choose from: byte, char"),
+        ("", "choose from: bpe, byte, char"),
         (".", "choose"),
     ],
 )

@@ -1,7 +1,19 @@
 """Text to token ids and back. A tokenizer knows nothing of torch and is saved as one JSON file."""
 
-from scratchlm.tokenizers.base import IncrementalDecoder, Tokenizer, load, train
+from scratchlm.tokenizers.base import IncrementalDecoder, Learning, Tokenizer, exhaust, learn, load, train
+from scratchlm.tokenizers.bpe import BPETokenizer
 from scratchlm.tokenizers.bytes import ByteTokenizer
 from scratchlm.tokenizers.characters import CharacterTokenizer
 
-__all__ = ["ByteTokenizer", "CharacterTokenizer", "IncrementalDecoder", "Tokenizer", "load", "train"]
+__all__ = [
+    "BPETokenizer",
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "IncrementalDecoder",
+    "Learning",
+    "Tokenizer",
+    "exhaust",
+    "learn",
+    "load",
+    "train",
+]

@@ -4,9 +4,10 @@ import codecs
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
@@ -14,6 +15,37 @@ from scratchlm.errors import InputError, did_you_mean
 
 FORMAT_VERSION = 1
 END_OF_TEXT = "<|endoftext|>"
+
+T = TypeVar("T")
+
+
+def utf8(text: str) -> bytes:
+    """The bytes of a text. Raises InputError for half a surrogate pair, naming its place."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{text[error.start]!r} at position {error.start} is half a surrogate pair, "
+            "which UTF-8 cannot write; leave it out"
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """How far a tokenizer's training is: how much of what is done, of a total where that is known."""
+
+    stage: str
+    done: int
+    total: int | None = None
+
+
+def exhaust(steps: Generator[Any, None, T]) -> T:
+    """What a generator returns once it has yielded everything."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 class Tokenizer(ABC):
@@ -24,6 +56,7 @@ class Tokenizer(ABC):
 
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}  # by name, for the command line and for files
+    covers_any_text: ClassVar[bool] = False  # also text that it was not trained on
 
     vocab_size: int
     end_of_text: int | None = None  # the id between two documents, where there is one
@@ -35,6 +68,19 @@ class Tokenizer(ABC):
     @abstractmethod
     def train(cls, texts: Iterable[str], *, documents: bool = False) -> Self:
         """A tokenizer for these texts. `documents`: texts will be parted by an end-of-text token."""
+
+    @classmethod
+    def learn(
+        cls, texts: Sequence[str], *, documents: bool = False, vocab_size: int | None = None
+    ) -> Generator[Learning, None, Self]:
+        """`train` that tells how far it is, and returns the tokenizer."""
+        if vocab_size is not None:
+            raise InputError(
+                f"the vocabulary size is {vocab_size}, but that of a {cls.kind} tokenizer is not for choosing; "
+                "leave --vocab-size out, or give --tokenizer bpe"
+            )
+        yield from ()
+        return cls.train(texts, documents=documents)
 
     @abstractmethod
     def encode_array(self, text: str) -> np.ndarray:
@@ -130,10 +176,24 @@ def load(path: str | Path) -> Tokenizer:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def train(name: str, texts: Sequence[str]) -> Tokenizer:
-    """The tokenizer that a name or a file means: a kind is trained on the documents, a file is loaded."""
+def learn(name: str, texts: Sequence[str], vocab_size: int | None = None) -> Generator[Learning, None, Tokenizer]:
+    """The tokenizer that a name or a file means: a kind is trained on the documents, a file is loaded.
+
+    Tells how far it is, and returns the tokenizer.
+    """
     if name in Tokenizer.kinds:
-        return Tokenizer.kinds[name].train(texts, documents=len(texts) > 1)
-    if Path(name).is_file():
-        return load(name)
-    raise InputError(f"no tokenizer {name!r}: it is neither a file nor a kind; {did_you_mean(name, Tokenizer.kinds)}")
+        return (yield from Tokenizer.kinds[name].learn(texts, documents=len(texts) > 1, vocab_size=vocab_size))
+    if not Path(name).is_file():
+        raise InputError(
+            f"no tokenizer {name!r}: it is neither a file nor a kind; {did_you_mean(name, Tokenizer.kinds)}"
+        )
+    if vocab_size is not None:
+        raise InputError(
+            f"the vocabulary size is {vocab_size}, but the tokenizer comes from {name}; leave --vocab-size out"
+        )
+    return load(name)
+
+
+def train(name: str, texts: Sequence[str], vocab_size: int | None = None) -> Tokenizer:
+    """The tokenizer that a name or a file means: a kind is trained on the documents, a file is loaded."""
+    return exhaust(learn(name, texts, vocab_size))

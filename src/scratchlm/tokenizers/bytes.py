@@ -6,13 +6,14 @@ from typing import Any, Self
 import numpy as np
 
 from scratchlm.errors import InputError
-from scratchlm.tokenizers.base import Tokenizer
+from scratchlm.tokenizers.base import Tokenizer, utf8
 
 
 class ByteTokenizer(Tokenizer):
     """Ids 0 to 255 are byte values, 256 is the end of a text."""
 
     kind = "byte"
+    covers_any_text = True
     vocab_size = 257
     end_of_text = 256
 
@@ -21,14 +22,7 @@ class ByteTokenizer(Tokenizer):
         return cls()
 
     def encode_array(self, text: str) -> np.ndarray:
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{text[error.start]!r} at position {error.start} is half a surrogate pair, "
-                "which UTF-8 cannot write; leave it out"
-            ) from error
-        return np.frombuffer(data, dtype=np.uint8).astype(np.uint32)
+        return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.uint32)
 
     def token_bytes(self, token: int) -> bytes:
         return b"" if self.check_id(token) == 256 else bytes([token])

@@ -1,0 +1,139 @@
+"""Byte-pair encoding out of texts, which may be larger than memory: count the chunks, then merge.
+
+All that training needs of a text is how often each different chunk occurs. So the text is read in blocks, which worker
+processes may count, and only the different chunks are kept: their number grows much slower than the text. The result
+depends neither on the size of the blocks nor on the number of workers.
+"""
+
+import collections
+import functools
+import importlib
+import importlib.util
+import itertools
+import multiprocessing
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+
+from scratchlm.tokenizers import merging
+from scratchlm.tokenizers.base import Learning
+from scratchlm.tokenizers.splitting import blocks, chunks_of, compile_pattern, slices
+
+Text = str | Iterable[str]  # a document, or the parts of one that is larger than memory
+Ties = Literal["gpt2", "ids", "first"]
+Level = Literal["bytes", "characters"]
+Counts = dict[bytes, int]
+BLOCK = 1 << 20  # characters that are counted at once
+WORTH_COMPILING = 50_000  # base ids of the different chunks from which on numba's start is made up for
+
+
+@functools.cache
+def compiled_loops() -> ModuleType | None:
+    """compiled.py, where numba is installed."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    return importlib.import_module("scratchlm.tokenizers.compiled")
+
+
+def count_chunks(texts: Sequence[str], pattern: str) -> Counts:
+    """How often each chunk occurs in the texts, in the order in which they come first."""
+    expression, total = compile_pattern(pattern), Counts()
+    for text in texts:
+        chunks, which = chunks_of(text, pattern, expression)
+        for chunk, count in zip(chunks, np.bincount(which, minlength=len(chunks)).tolist(), strict=True):
+            total[chunk] = total.get(chunk, 0) + count
+    return total
+
+
+def _tasks(texts: Iterable[Text], pattern: str, size: int) -> Iterator[list[str]]:
+    """The texts' blocks, small ones together, in lists of about `size` characters."""
+    task: list[str] = []
+    for text in texts:
+        for block in blocks(slices(text, size) if isinstance(text, str) else text, pattern, size):
+            task.append(block)
+            if sum(map(len, task)) >= size:
+                yield task
+                task = []
+    if task:
+        yield task
+
+
+def count_texts(
+    texts: Iterable[Text], pattern: str, workers: int = 1, size: int = BLOCK
+) -> Generator[Learning, None, Counts]:
+    """`count_chunks` of texts that may be larger than memory, in `workers` processes; returns the counts.
+
+    Held are the counts, and for each worker two blocks of `size` characters.
+    """
+    total, characters = Counts(), 0
+
+    def add(counts: Counts) -> None:
+        for chunk, count in counts.items():
+            total[chunk] = total.get(chunk, 0) + count
+
+    if workers == 1:
+        for task in _tasks(texts, pattern, size):
+            add(count_chunks(task, pattern))
+            characters += sum(map(len, task))
+            yield Learning(stage="characters counted", done=characters)
+        return total
+    waiting: collections.deque[tuple[int, Future[Counts]]] = collections.deque()
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for task in itertools.chain(_tasks(texts, pattern, size), [None]):
+            if task is not None:
+                waiting.append((sum(map(len, task)), pool.submit(count_chunks, task, pattern)))
+            while waiting and (task is None or len(waiting) > 2 * workers):
+                length, counted = waiting.popleft()
+                add(counted.result())  # in the order of the text, whoever is done first
+                characters += length
+                yield Learning(stage="characters counted", done=characters)
+    return total
+
+
+def frequent_characters(counts: Counts, coverage: float) -> str:
+    """The most frequent characters that together are `coverage` of the text, the most frequent one first.
+
+    A character is taken as long as those before it are less than `coverage`. Source: sentencepiece, character_coverage.
+    """
+    characters: collections.Counter[str] = collections.Counter()
+    for chunk, count in counts.items():
+        for character in chunk.decode():
+            characters[character] += count
+    total, covered, taken = sum(characters.values()), 0, []
+    for character, count in sorted(characters.items(), key=lambda item: (-item[1], item[0])):
+        if covered >= coverage * total:
+            break
+        taken.append(character)
+        covered += count
+    return "".join(taken)
+
+
+def learn_merges(
+    sequences: Iterable[tuple[list[int], int]], first_token: int, number: int, ties_first: bool
+) -> Generator[Learning, None, list[tuple[int, int]]]:
+    """The first `number` merges, or as many as there are. `sequences`: the base ids of a chunk, and its count."""
+    ids: list[int] = []
+    ends: list[int] = []
+    weights: list[int] = []
+    for sequence, count in sequences:
+        if len(sequence) > 1:
+            ids += sequence
+            ends.append(len(ids))
+            weights.append(count)
+    made: list[tuple[int, int]] = []
+    compiled = compiled_loops() if len(ids) >= WORTH_COMPILING else None
+    if not ids or number == 0:
+        return made
+    if compiled is None:
+        found = merging.merges(ids, ends, weights, first_token, ties_first)
+    else:
+        arrays = (np.array(values, dtype=np.int64) for values in (ids, ends, weights))
+        found = compiled.merges(*arrays, first_token, ties_first)
+    for left, right, _ in itertools.islice(found, number):
+        made.append((left, right))
+        if len(made) % 64 == 0:
+            yield Learning(stage="tokens made", done=len(made), total=number)
+    return made
