@@ -62,7 +62,8 @@ class RunConfig:
         data: A corpus by name, a file, a folder, or - for standard input.
         split: Shares of training, validation and test text.
         errors: Bytes that are not UTF-8: strict stops, replace puts U+FFFD there.
-        tokenizer: A kind (char, byte) or a tokenizer's file.
+        tokenizer: A kind (char, byte, bpe) or a tokenizer's file.
+        vocab_size: Tokens of a bpe tokenizer that the run trains, special ones not counted; none: 1024.
         steps: Optimizer steps.
         horizon: Steps that the schedule is laid out for; none: all of them. Steps beyond it run at its last rate.
         batch_size: Windows in a step.
@@ -86,6 +87,7 @@ class RunConfig:
     split: tuple[float, float, float] = (0.9, 0.05, 0.05)
     errors: Literal["strict", "replace"] = "strict"
     tokenizer: str = "char"
+    vocab_size: int | None = None
     steps: int = 1000
     horizon: int | None = None
     batch_size: int = 16

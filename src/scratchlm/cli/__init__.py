@@ -17,10 +17,11 @@ COMMANDS = {
     "eval": "Score a model on a whole split: nats per token, perplexity, bits per byte.",
     "info": "Show a model's modules, parameters and operations.",
     "data": "List, show and fetch corpora.",
+    "tokenizer": "Train tokenizers, use them, look into them, carry them to other libraries.",
     "presets": "List and show presets.",
     "doctor": "Show this machine as scratchlm sees it, and what it would choose.",
 }
-GROUPS = ("data", "presets")  # commands that have commands
+GROUPS = ("data", "presets", "tokenizer")  # commands that have commands
 
 
 def root() -> App:

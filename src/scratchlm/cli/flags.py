@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from scratchlm.config import OptimConfig, RunConfig
 from scratchlm.models import MODELS
 
-HIDDEN = {"arch", "preset", "model", "optim", "horizon", "vocab_size"}  # no flags: given otherwise, or never
+HIDDEN = {"arch", "preset", "model", "optim", "horizon", "model.vocab_size"}  # no flags: given otherwise, or never
 
 
 def whole_number(hint: Any, tokens: Sequence[Any]) -> int:
@@ -49,7 +49,7 @@ def config_flags(config: type, prefix: str, group: str, values: Mapping[str, Any
     return [
         _flag(prefix + name, hint, documented.get(name), group, values.get(name, getattr(config, name, None)))
         for name, hint in typing.get_type_hints(config).items()
-        if name not in HIDDEN
+        if prefix + name not in HIDDEN
     ]
 
 

@@ -49,13 +49,15 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
 
 def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None) -> int:
     # torch is imported here, once the flags are known to be right
+    from scratchlm.cli import learning
     from scratchlm.cli.progress import follow, say
     from scratchlm.training.setup import create_run, free_folder
 
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
     folder = Path(out) if out else free_folder(settings["arch"])
-    run, asked = create_run(settings, folder, fit_seconds)
+    asked_size = settings.get("vocab_size")
+    run, asked = create_run(settings, folder, fit_seconds, lambda steps: learning.follow(steps, asked_size))
     config = run.config()
     if config.steps != asked.steps:
         say(

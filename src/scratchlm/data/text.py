@@ -1,13 +1,18 @@
 """Documents out of a file, a folder, JSON lines or standard input, as UTF-8 and nothing else."""
 
+import codecs
+import io
+import itertools
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from scratchlm.errors import InputError
 
 Errors = Literal["strict", "replace"]
+STREAMED = 1 << 20  # bytes that are read at once
 SUFFIXES = (".txt", ".text", ".md", ".jsonl")  # what is read of a folder
 
 
@@ -61,19 +66,42 @@ def _documents(data: bytes, name: str, jsonl: bool, errors: Errors, empty: bool 
 
 
 def _decode(data: bytes, name: str, errors: Errors) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise InputError(f"{name} is UTF-16, as its first two bytes say; save it as UTF-8")
-    null = data.find(b"\0")
-    if null >= 0:
-        raise InputError(f"{name} is binary: byte {null} is zero; give a text in UTF-8")
+    return "".join(_decoded([data], name, errors))
+
+
+def _decoded(parts: Iterable[bytes], name: str, errors: Errors) -> Iterator[str]:
+    r"""The text of bytes that come in parts: UTF-8 without a byte order mark, line ends as \n."""
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors)
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)  # a line's end may lie between two parts
+    at, first = 0, True
+    for part in itertools.chain(parts, [None]):
+        data = b"" if part is None else part
+        if at == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise InputError(f"{name} is UTF-16, as its first two bytes say; save it as UTF-8")
+        null = data.find(b"\0")
+        if null >= 0:
+            raise InputError(f"{name} is binary: byte {at + null} is zero; give a text in UTF-8")
+        pending = len(utf8.getstate()[0])  # bytes of a character that the part before has begun
+        try:
+            text = decoder.decode(data, final=part is None)  # type: ignore[bad-argument-type] - the stubs want text
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name} is not UTF-8: byte {at - pending + error.start} is 0x{error.object[error.start]:02x} "
+                f"({error.reason}); save it as UTF-8, or give --errors replace to put U+FFFD there"
+            ) from error
+        if text:
+            yield text.removeprefix("\ufeff") if first else text
+            first = False
+        at += len(data)
+
+
+def stream_text(path: str, errors: Errors = "strict") -> Iterator[str]:
+    """A text file in parts, so that it may be larger than memory. Raises InputError as `read_documents` does."""
     try:
-        text = data.decode("utf-8", errors)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{name} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x} ({error.reason}); "
-            "save it as UTF-8, or give --errors replace to put U+FFFD there"
-        ) from error
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+        with Path(path).open("rb") as file:
+            yield from _decoded(iter(lambda: file.read(STREAMED), b""), path, errors)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _field(line: str, place: str) -> str:

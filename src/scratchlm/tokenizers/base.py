@@ -176,24 +176,23 @@ def load(path: str | Path) -> Tokenizer:
         raise InputError(f"{path} is damaged: {error}") from error
 
 
-def learn(name: str, texts: Sequence[str], vocab_size: int | None = None) -> Generator[Learning, None, Tokenizer]:
-    """The tokenizer that a name or a file means: a kind is trained on the documents, a file is loaded.
+def learn(
+    name: str, texts: Sequence[str], documents: bool, vocab_size: int | None = None
+) -> Generator[Learning, None, Tokenizer]:
+    """The tokenizer that a name or a file means: a kind is trained on the texts, a file is loaded.
 
-    Tells how far it is, and returns the tokenizer.
+    `documents`: texts will be parted by an end-of-text token. Tells how far it is, and returns the tokenizer.
     """
     if name in Tokenizer.kinds:
-        return (yield from Tokenizer.kinds[name].learn(texts, documents=len(texts) > 1, vocab_size=vocab_size))
+        return (yield from Tokenizer.kinds[name].learn(texts, documents=documents, vocab_size=vocab_size))
     if not Path(name).is_file():
-        raise InputError(
-            f"no tokenizer {name!r}: it is neither a file nor a kind; {did_you_mean(name, Tokenizer.kinds)}"
-        )
+        remedy = did_you_mean(name, Tokenizer.kinds)
+        raise InputError(f"no tokenizer {name!r}: it is neither a file nor a kind; {remedy}")
     if vocab_size is not None:
-        raise InputError(
-            f"the vocabulary size is {vocab_size}, but the tokenizer comes from {name}; leave --vocab-size out"
-        )
+        raise InputError(f"the vocabulary size is {vocab_size}, but {name} has its own; leave --vocab-size out")
     return load(name)
 
 
 def train(name: str, texts: Sequence[str], vocab_size: int | None = None) -> Tokenizer:
     """The tokenizer that a name or a file means: a kind is trained on the documents, a file is loaded."""
-    return exhaust(learn(name, texts, vocab_size))
+    return exhaust(learn(name, texts, len(texts) > 1, vocab_size))

@@ -15,7 +15,7 @@ import hashlib
 import itertools
 import warnings
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import regex
@@ -56,8 +56,15 @@ def byte_values(order: ByteOrder) -> bytes:
     """The bytes in the order of their ids: by value, or as in GPT-2, those that can be printed first."""
     if order == "value":
         return bytes(range(256))
+    if order != "gpt2":
+        raise InputError(f"the byte order is {order!r}; it must be gpt2 or value")
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return bytes(printable + sorted(set(range(256)) - set(printable)))
+
+
+def merges_sha256(merges: Sequence[str]) -> str:
+    """Names the merges of a file, so that one that was damaged is noticed."""
+    return hashlib.sha256("\n".join(merges).encode()).hexdigest()
 
 
 class BPETokenizer(Tokenizer):
@@ -131,6 +138,9 @@ class BPETokenizer(Tokenizer):
         byte_order: ByteOrder = "gpt2" if ties == "gpt2" else "value"
         special = [*special, *([END_OF_TEXT] if documents and END_OF_TEXT not in special else [])]
         compile_pattern(pattern)
+        for name, value, kinds in (("ties", ties, get_args(Ties)), ("level", level, get_args(Level))):
+            if value not in kinds:
+                raise InputError(f"{name} is {value!r}; it must be one of {', '.join(kinds)}")
         if vocab_size < 256:
             raise InputError(f"the vocabulary size is {vocab_size}; it must be at least 256, one for each byte")
         if not 0 < coverage <= 1:
@@ -174,13 +184,18 @@ class BPETokenizer(Tokenizer):
         """
         tokenizer = exhaust(cls.learn(texts, documents=documents, **settings))
         asked = settings.get("vocab_size")
-        if asked is not None and len(tokenizer._tokens) < asked:
+        if asked is not None and tokenizer.ordinary_size < asked:
             warnings.warn(tokenizer.shortage(asked), stacklevel=2)
         return tokenizer
 
+    @property
+    def ordinary_size(self) -> int:
+        """Tokens without the special ones."""
+        return len(self._tokens)
+
     def shortage(self, asked: int) -> str:
         """What to say where a text supports fewer tokens than were asked for."""
-        return f"{asked:,} tokens were asked for, the text supports {len(self._tokens):,}: no pair is left to merge"
+        return f"{asked:,} tokens were asked for, the text supports {self.ordinary_size:,}: no pair is left to merge"
 
     def _pieces(self, chunk: bytes) -> list[list[int]]:
         """What training sees of a chunk: a character that has no id is no part of any pair."""
@@ -339,13 +354,13 @@ class BPETokenizer(Tokenizer):
             "characters": self.characters,
             "special_tokens": self.special_tokens,
             "merges": merges,
-            "merges_sha256": hashlib.sha256("\n".join(merges).encode()).hexdigest(),
+            "merges_sha256": merges_sha256(merges),
         }
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
         merges = settings["merges"]
-        if hashlib.sha256("\n".join(merges).encode()).hexdigest() != settings["merges_sha256"]:
+        if merges_sha256(merges) != settings["merges_sha256"]:
             raise InputError("its merges are not those that were saved")
         return cls(
             ((int(left), int(right)) for left, right in (merge.split(" ") for merge in merges)),

@@ -17,7 +17,9 @@ from types import ModuleType
 from typing import Literal
 
 import numpy as np
+import regex
 
+from scratchlm.errors import InputError
 from scratchlm.tokenizers import merging
 from scratchlm.tokenizers.base import Learning
 from scratchlm.tokenizers.splitting import blocks, chunks_of, compile_pattern, slices
@@ -38,10 +40,18 @@ def compiled_loops() -> ModuleType | None:
     return importlib.import_module("scratchlm.tokenizers.compiled")
 
 
+_HALF_PAIR = regex.compile(r"[\ud800-\udfff]")
+
+
 def count_chunks(texts: Sequence[str], pattern: str) -> Counts:
     """How often each chunk occurs in the texts, in the order in which they come first."""
     expression, total = compile_pattern(pattern), Counts()
     for text in texts:
+        half = _HALF_PAIR.search(text)
+        if half:
+            raise InputError(
+                f"a text has {half.group()!r}, half a surrogate pair, which UTF-8 cannot write; leave it out"
+            )
         chunks, which = chunks_of(text, pattern, expression)
         for chunk, count in zip(chunks, np.bincount(which, minlength=len(chunks)).tolist(), strict=True):
             total[chunk] = total.get(chunk, 0) + count

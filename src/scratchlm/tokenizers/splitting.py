@@ -25,6 +25,7 @@ PATTERNS = {
 }
 SCANNED = ("gpt2", "gpt4")
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)  # what a character is to the patterns
+MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads its multiples evenly
 EDGE = 5  # before the first and after the last
 
 
@@ -111,7 +112,7 @@ def _mark_gpt4(codes: np.ndarray, kinds: np.ndarray, marks: np.ndarray) -> None:
 
 
 def _mark_contractions(codes: np.ndarray, at: np.ndarray, marks: np.ndarray, any_case: bool) -> None:
-    """Make chunks of 's 't 're 've 'm 'll 'd: their letters start none, what follows does. Shapes: at (apostrophes,)."""
+    """Make chunks of 's 't 're 've 'm 'll 'd. Shapes: at (apostrophes,), those that may start one."""
     padded = np.concatenate([codes, np.zeros(2, codes.dtype)])
     first, second = padded[at + 1], padded[at + 2]
     if any_case:
@@ -178,7 +179,7 @@ def distinct(data: bytes, starts: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     high = words[np.minimum(starts + 8, len(data))] & masks[np.maximum(size, 8) - 8] | size << np.uint64(56)
     # of the chunks with one hash the first stands for those that are equal to it
     bits = max(len(starts), 8).bit_length() + 1
-    slots = ((low ^ high * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xD6E8FEB86659FD93)) >> np.uint64(64 - bits)
+    slots = ((low ^ high * MIX) * MIX) >> np.uint64(64 - bits)
     first = np.empty(1 << bits, np.int64)
     first[slots[::-1]] = np.arange(len(starts))[::-1]  # what is written last stays
     same = first[slots]

@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from scratchlm.data.shards import SPLITS, Tokens, encode_documents, split_docume
 from scratchlm.data.text import Errors, read_documents
 from scratchlm.errors import InputError
 from scratchlm.files import write_json
-from scratchlm.tokenizers import Tokenizer
+from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
 from scratchlm.training.step import TrainingStep
 
@@ -43,11 +43,10 @@ def read_data(source: str, errors: Errors = "strict") -> list[str]:
 
 
 def tokenize(
-    documents: Sequence[str], tokenizer: Tokenizer, split: Sequence[float], window: int
+    parts: Mapping[str, Sequence[str]], tokenizer: Tokenizer, split: Sequence[float], window: int
 ) -> dict[str, np.ndarray]:
     """The splits as tokens. Raises InputError where one is too small to train on or to score."""
-    parts = split_documents(documents, split)
-    tokens = {name: encode_documents(part, tokenizer) for name, part in zip(SPLITS, parts, strict=True)}
+    tokens = {name: encode_documents(part, tokenizer) for name, part in parts.items()}
     TrainingWindows(Tokens.of(tokens["train"]), window, batch_size=1, seed=0)
     scored = len(tokens["validation"])
     if scored < 2:
@@ -59,11 +58,15 @@ def tokenize(
 
 
 def create_run(
-    settings: Mapping[str, Any], folder: Path, fit_seconds: float | None = None
+    settings: Mapping[str, Any],
+    folder: Path,
+    fit_seconds: float | None = None,
+    follow: Callable[[Generator[Learning, None, Tokenizer]], Tokenizer] = tokenizers.exhaust,
 ) -> tuple[RunFolder, RunConfig]:
     """The folder of a new run, ready to be trained, and its settings as asked for.
 
     `fit_seconds`: where this machine would need much longer, the run gets fewer steps, which its config.json says.
+    `follow` takes the tokenizer's training to its end, and may show how far it is.
     Raises InputError for bad settings or text, and for a folder that is there already; nothing is left behind then.
     """
     try:
@@ -81,7 +84,8 @@ def create_run(
     require_logger(config.logger)
 
     documents = read_data(config.data, config.errors)
-    tokenizer = tokenizers.train(config.tokenizer, documents)
+    parts = dict(zip(SPLITS, split_documents(documents, config.split), strict=True))
+    tokenizer = follow(learn_tokenizer(config, documents, parts["train"]))
     if asked_size not in (None, tokenizer.vocab_size):
         raise InputError(
             f"model.vocab_size is {asked_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
@@ -90,7 +94,7 @@ def create_run(
     shape = replace(config.model, vocab_size=tokenizer.vocab_size)
     asked = config = replace(config, model=shape)
     check_memory(config)
-    tokens = tokenize(documents, tokenizer, config.split, config.training_window)
+    tokens = tokenize(parts, tokenizer, config.split, config.training_window)
 
     if fit_seconds is not None:
         config = fit_steps(config, Tokens.of(tokens["train"]), len(tokens["validation"]), fit_seconds, device)
@@ -108,6 +112,15 @@ def create_run(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return RunFolder(folder), asked
+
+
+def learn_tokenizer(
+    config: RunConfig, documents: Sequence[str], training: Sequence[str]
+) -> Generator[Learning, None, Tokenizer]:
+    """The tokenizer of a run, out of its training text; or of all its text, where it could not encode the rest else."""
+    kind = Tokenizer.kinds.get(config.tokenizer)
+    texts = training if kind is not None and kind.covers_any_text else documents
+    return tokenizers.learn(config.tokenizer, texts, len(documents) > 1, config.vocab_size)
 
 
 def check_memory(config: RunConfig) -> None:

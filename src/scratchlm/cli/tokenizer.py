@@ -1,0 +1,268 @@
+"""scratchlm tokenizer: train one, use it, look into it, and carry it from and to other libraries."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scratchlm import tokenizers
+from scratchlm.cli import learning
+from scratchlm.cli.flags import Int, OptionalInt
+from scratchlm.data import corpora
+from scratchlm.data.text import Errors, read_documents, stream_text
+from scratchlm.errors import InputError
+from scratchlm.tokenizers import BPETokenizer, Tokenizer
+
+app = App(
+    name="tokenizer",
+    help="Train tokenizers, use them, look into them, carry them to other libraries.",
+    version_flags=[],
+)
+
+COLOURS = ("on #2f4f7f", "on #5f3f6f", "on #2f6f5f", "on #7f5f2f")
+Words = Annotated[list[str] | None, Parameter(negative_iterable=(), show_default=False, allow_leading_hyphen=True)]
+AsJson = Annotated[bool, Parameter(name="--json", negative=())]
+OptionalText = Annotated[str | None, Parameter(allow_leading_hyphen=True, show_default=False)]
+
+
+@app.command
+def train(
+    *files: str,
+    vocab_size: Int = 1024,
+    pattern: str = "gpt4",
+    ties: Literal["gpt2", "ids", "first"] = "gpt2",
+    level: Literal["bytes", "characters"] = "bytes",
+    coverage: float = 0.9995,
+    special: Words = None,
+    workers: OptionalInt = None,
+    errors: Errors = "strict",
+    out: str = "tokenizer.json",
+) -> int:
+    """Train a byte-pair encoding on files, folders or corpora; they may be larger than memory.
+
+    Parameters
+    ----------
+    files
+        Texts: files, folders, corpora by name. Each is a document.
+    vocab_size
+        Tokens: bytes, characters and merges. Special tokens come on top.
+    pattern
+        How a text is cut into chunks that no token crosses: gpt2, gpt4, none, or a regular expression.
+    ties
+        Which of two pairs that occur equally often is merged first: as transformers' tokenizers do (gpt2), as rustbpe
+        does (ids), as minbpe does (first).
+    level
+        What is merged: bytes, or characters, of which rare ones are written in bytes.
+    coverage
+        Share of the text that single characters cover, at the level characters.
+    special
+        A special token, besides the one that ends a text. Given several times: several.
+    workers
+        Processes that count; without it as many as there are cores, for texts above 32 MB.
+    errors
+        Bytes that are not UTF-8: strict stops, replace puts U+FFFD there.
+    out
+        The tokenizer's file.
+    """
+    if not files:
+        raise InputError("name the texts to learn from: files, folders, or corpora by name (scratchlm data list)")
+    path = _new_file(out)
+    if workers is None:
+        size = sum(Path(name).stat().st_size for name in files if Path(name).is_file())
+        workers = (os.cpu_count() or 1) if size > 32 << 20 else 1
+    steps = BPETokenizer.learn(
+        _texts(files, errors), documents=True, vocab_size=vocab_size, pattern=pattern, ties=ties, level=level,
+        coverage=coverage, special=special or [], workers=workers,
+    )  # fmt: skip
+    tokenizer = learning.follow(steps, vocab_size)
+    _save(tokenizer, path)
+    print(f"{path}: {_described(tokenizer)}")
+    return 0
+
+
+@app.command
+def encode(
+    tokenizer: str,
+    text: OptionalText = None,
+    /,
+    *,
+    allow_special: Words = None,
+    strict: bool = False,
+    json_: AsJson = False,
+) -> int:
+    """Print the ids of a text.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer's file, a run's folder, or a vocabulary by name.
+    text
+        The text; without it, or with -, standard input.
+    allow_special
+        A special token that the text may have, or all. What is not allowed is ordinary text.
+    strict
+        Refuse a text that has a special token that is not allowed.
+    json_
+        Print one JSON object instead.
+    """
+    opened, read = open_tokenizer(tokenizer), _text(text)
+    if isinstance(opened, BPETokenizer):
+        allowed = "all" if allow_special == ["all"] else allow_special or []
+        ids = opened.encode(read, allowed_special=allowed, strict=strict)
+    elif allow_special or strict:
+        raise InputError(f"{tokenizer} is a {opened.kind} tokenizer, in which no text makes a special token")
+    else:
+        ids = opened.encode(read)
+    print(json.dumps({"ids": ids, "bytes": len(read.encode())}) if json_ else " ".join(map(str, ids)))
+    return 0
+
+
+@app.command
+def decode(
+    tokenizer: str,
+    *ids: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    special: bool = False,
+    json_: AsJson = False,
+) -> int:
+    """Print the text of ids.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer's file, a run's folder, or a vocabulary by name.
+    ids
+        The ids; without them they are read from standard input.
+    special
+        Write special tokens by name, instead of leaving them out.
+    json_
+        Print one JSON object instead.
+    """
+    opened = open_tokenizer(tokenizer)
+    words = " ".join(ids or [_text(None)]).replace(",", " ").split()
+    try:
+        numbers = [int(word) for word in words]
+    except ValueError as error:
+        raise InputError(f"ids are whole numbers, this is none: {error}") from error
+    text = (
+        opened.decode(numbers, special=True) if special and isinstance(opened, BPETokenizer) else opened.decode(numbers)
+    )
+    print(json.dumps({"text": text}, ensure_ascii=False) if json_ else text)
+    return 0
+
+
+@app.command
+def show(tokenizer: str, text: OptionalText = None, /, *, json_: AsJson = False) -> int:
+    """Show how a text is cut into tokens: coloured, with ids, bytes, and the merges that made each.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer's file, a run's folder, or a vocabulary by name.
+    text
+        The text; without it, or with -, standard input.
+    json_
+        Print one JSON object instead.
+    """
+    opened, read = open_tokenizer(tokenizer), _text(text)
+    ids = opened.encode(read)
+    if json_:
+        tokens = [
+            {"id": token, "bytes": opened.token_bytes(token).hex(), "made_of": _tree(opened, token)} for token in ids
+        ]
+        print(json.dumps({"tokens": tokens}, ensure_ascii=False))
+        return 0
+    console = Console(emoji=False, markup=False, highlight=False)
+    pieces = Text()
+    for number, token in enumerate(ids):
+        shown = visible(opened.token_bytes(token))
+        pieces.append(shown, style=COLOURS[number % len(COLOURS)])
+        pieces.append("\n" if opened.token_bytes(token).endswith(b"\n") else "" if console.is_terminal else "|")
+    console.print(pieces)
+    table = Table(box=None, pad_edge=False)
+    for column, justify in (("id", "right"), ("token", "left"), ("bytes", "left"), ("made of", "left")):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for token in dict.fromkeys(ids):
+        data = opened.token_bytes(token)
+        table.add_row(str(token), visible(data), data.hex(" "), _tree(opened, token))
+    console.print(table)
+    size = len(read.encode())
+    print(f"{len(ids):,} tokens for {size:,} bytes: {size / max(len(ids), 1):.2f} bytes per token")
+    return 0
+
+
+def open_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of a file or of a run's folder."""
+    path = Path(name)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    return tokenizers.load(path)
+
+
+def visible(data: bytes) -> str:
+    """Bytes as a person can see them: spaces as dots, line ends as arrows, what is no text in hexadecimal."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return "".join(chr(byte) if 0x21 <= byte < 0x7F else f"\\x{byte:02x}" for byte in data)
+    marks = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5"}
+    return "".join(marks.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
+
+
+def _tree(tokenizer: Tokenizer, token: int) -> str:
+    """The merges that made a token, innermost first: ((th)e)."""
+    halves = tokenizer.halves(token) if isinstance(tokenizer, BPETokenizer) else None
+    if halves is None:
+        return visible(tokenizer.token_bytes(token))
+    return "(" + " ".join(_tree(tokenizer, half) for half in halves) + ")"
+
+
+def _described(tokenizer: Tokenizer) -> str:
+    special = f", {', '.join(tokenizer.special_tokens)}" if isinstance(tokenizer, BPETokenizer) else ""
+    return f"{tokenizer.vocab_size:,} tokens{special}"
+
+
+def _texts(names: Iterable[str], errors: Errors) -> Iterable[Any]:
+    """The documents that the names mean, large files in parts."""
+    for name in names:
+        path = Path(name)
+        if not path.exists() and not any(mark in name for mark in "./\\-"):
+            yield corpora.get(name)
+        elif path.is_dir() or path.suffix == ".jsonl" or name in ("", "-"):
+            yield from read_documents(name, errors)
+        else:
+            yield stream_text(name, errors)
+
+
+def _text(text: str | None) -> str:
+    if text not in (None, "-"):
+        return text
+    if sys.stdin is None:
+        raise InputError("standard input is closed; give the text as an argument")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8: byte {error.start}") from error
+
+
+def _new_file(out: str) -> Path:
+    path = Path(out)
+    if not out or path.exists():
+        raise InputError(f"{out!r} is there already, or no name; name another file with --out")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}; make it, or name another file with --out")
+    return path
+
+
+def _save(tokenizer: Tokenizer, path: Path) -> None:
+    try:
+        tokenizer.save(path)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
