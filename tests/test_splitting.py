@@ -76,13 +76,21 @@ def test_different_chunks_are_numbered_in_the_order_of_the_text(pattern, text):
     assert b"".join(expected) == text.encode("utf-8", "surrogateescape"), "nothing is lost"
 
 
-@given(st.lists(st.integers(0, 40), min_size=1), st.integers(1, 3), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.integers(13, 18) | st.integers(0, 40), min_size=1), st.integers(1, 3), st.randoms(use_true_random=False)
+)
 def test_equal_chunks_are_equal_at_any_length(lengths, letters, draw):
     pieces = [bytes(draw.choices(range(letters), k=length)) for length in lengths if length]
     starts = np.cumsum([0, *map(len, pieces)])[:-1]
     found, which = splitting.distinct(b"".join(pieces), starts)
     assert [found[number] for number in which] == pieces
     assert found == list(dict.fromkeys(pieces))
+
+
+def test_a_chunk_of_15_bytes_is_not_taken_for_the_start_of_a_longer_one():
+    """Found by atheris."""
+    found, which = splitting.distinct(b"+" * 19 + b"." + b"+" * 15, np.array([0, 19, 20]))
+    assert (found, which.tolist()) == ([b"+" * 19, b".", b"+" * 15], [0, 1, 2])
 
 
 def test_chunks_with_one_hash_are_told_apart(monkeypatch):

@@ -173,7 +173,7 @@ def distinct(data: bytes, starts: np.ndarray) -> tuple[list[bytes], np.ndarray]:
     lengths = np.diff(starts, append=len(data))
     # nearly all chunks are shorter than 16 bytes: such a one and its length fit into two integers
     words = np.ndarray(len(data) + 9, "<u8", data + bytes(16), strides=(1,))  # the eight bytes from each place on
-    size = np.minimum(lengths, 15).astype(np.uint64)
+    size = np.minimum(lengths, 16).astype(np.uint64)  # 16 is longer, and in the highest byte like no shorter one
     masks = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
     low = words[starts] & masks[np.minimum(size, 8)]
     high = words[np.minimum(starts + 8, len(data))] & masks[np.maximum(size, 8) - 8] | size << np.uint64(56)

@@ -1,0 +1,135 @@
+"""scratchlm tokenizer, as a person would type it."""
+
+import io
+import json
+import sys
+
+import pytest
+
+from runs import TEXT
+from scratchlm import tokenizers
+from scratchlm.cli import main
+from scratchlm.cli.tokenizer import visible
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, capsys):
+    """A folder with a text and a tokenizer that was trained on it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text(TEXT * 3, encoding="utf-8")
+    assert main(["tokenizer", "train", "my.txt", "--vocab-size=280", "--special=<|user|>"]) == 0
+    assert capsys.readouterr().out == "tokenizer.json: 282 tokens, <|user|>, <|endoftext|>\n"
+    return tmp_path
+
+
+def stdin(monkeypatch, data):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def test_encode_and_decode_are_inverse(folder, capsys, monkeypatch):
+    text = "A and b went up, <|user|> \u6f22\n"
+    assert main(["tokenizer", "encode", "tokenizer.json", text]) == 0
+    ids = capsys.readouterr().out.strip()
+    assert main(["tokenizer", "decode", "tokenizer.json", *ids.split()]) == 0
+    assert capsys.readouterr().out == text + "\n"
+    stdin(monkeypatch, ids.encode())
+    assert main(["tokenizer", "decode", "tokenizer.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"text": text}
+    stdin(monkeypatch, text.encode())
+    assert main(["tokenizer", "encode", "tokenizer.json", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"ids": list(map(int, ids.split())), "bytes": len(text.encode())}
+
+
+def test_special_tokens_are_text_unless_they_are_allowed(folder, capsys):
+    assert main(["tokenizer", "encode", "tokenizer.json", "<|user|>"]) == 0
+    assert "280" not in capsys.readouterr().out.split()
+    assert main(["tokenizer", "encode", "tokenizer.json", "<|user|><|endoftext|>", "--allow-special=<|user|>"]) == 0
+    ids = capsys.readouterr().out.split()
+    assert ids[0] == "280"
+    assert "281" not in ids
+    assert main(["tokenizer", "encode", "tokenizer.json", "<|user|><|endoftext|>", "--allow-special=all"]) == 0
+    assert capsys.readouterr().out == "280 281\n"
+    assert main(["tokenizer", "decode", "tokenizer.json", "280", "65", "--special"]) == 0
+    assert capsys.readouterr().out == "<|user|>b\n"
+
+
+def test_show_names_the_merges_that_made_a_token(folder, capsys):
+    assert main(["tokenizer", "show", "tokenizer.json", "went down"]) == 0
+    out = capsys.readouterr().out
+    assert "(" in out
+    assert "bytes per token" in out
+    assert main(["tokenizer", "show", "tokenizer.json", "went down", "--json"]) == 0
+    tokens = json.loads(capsys.readouterr().out)["tokens"]
+    assert b"".join(bytes.fromhex(token["bytes"]) for token in tokens) == b"went down"
+    assert all(token["made_of"] for token in tokens)
+
+
+def test_a_byte_is_shown_as_a_person_can_see_it():
+    assert visible(b" a\n\t\x00\xe6") == r"\x20a\x0a\x09\x00\xe6"
+    assert visible(" \u6f22\n".encode()) == "\u00b7\u6f22\u21b5"
+
+
+def test_a_run_can_be_asked_for_its_tokenizer(folder, capsys):
+    tiny = ["--steps=2", "--eval-every=2", "--batch-size=2", "--device=cpu", "--model.dim=16", "--model.depth=1"]
+    command = ["train", "gpt", "--data=my.txt", "--tokenizer=bpe", "--vocab-size=280", "--out=run", "--model.heads=2"]
+    assert main([*command, "--model.context=8", *tiny]) == 0
+    assert "trained a bpe tokenizer of 280 tokens" in capsys.readouterr().err
+    assert tokenizers.load("run/tokenizer.json").vocab_size == 280
+    assert main(["tokenizer", "show", "run", "went"]) == 0
+    assert main(["train", "gpt", "--data=my.txt", "--tokenizer=tokenizer.json", "--out=run2", "--model.heads=2",
+                 "--model.context=8", *tiny]) == 0  # fmt: skip
+    assert tokenizers.load("run2/tokenizer.json").sha256 == tokenizers.load("tokenizer.json").sha256
+
+
+def test_a_text_that_supports_fewer_tokens_is_said(folder, capsys):
+    (folder / "short.txt").write_text("abab", encoding="utf-8")
+    assert main(["tokenizer", "train", "short.txt", "--out=short.json"]) == 0
+    assert "1,024 tokens were asked for, the text supports 258" in capsys.readouterr().err
+
+
+BAD = [
+    (["train"], "name the texts to learn from"),
+    (["train", "missing.txt", "--out=x.json"], "cannot read missing.txt"),
+    (["train", "shakespear", "--out=x.json"], "did you mean 'shakespeare"),
+    (["train", "my.txt"], "is there already"),
+    (["train", "my.txt", "--out=a/b.json"], "there is no folder a"),
+    (["train", "my.txt", "--out="], "is there already, or no name"),
+    (["train", "my.txt", "--out=x.json", "--vocab-size=10"], "at least 256"),
+    (["train", "my.txt", "--out=x.json", "--vocab-size=-1"], "at least 256"),
+    (["train", "my.txt", "--out=x.json", "--vocab-size=2.5"], "2.5"),
+    (["train", "my.txt", "--out=x.json", "--pattern=("], "no regular expression"),
+    (["train", "my.txt", "--out=x.json", "--ties=last"], "last"),
+    (["train", "my.txt", "--out=x.json", "--workers=0"], "number of workers is 0"),
+    (["train", "my.txt", "--out=x.json", "--special="], "is empty, or there twice"),
+    (["train", "binary.txt", "--out=x.json"], "binary.txt is binary"),
+    (["train", "latin.txt", "--out=x.json"], "byte 3 is 0xe9"),
+    (["encode", "missing.json", "a"], "cannot read the tokenizer missing.json"),
+    (["encode", "my.txt", "a"], "no tokenizer file"),
+    (["encode", "tokenizer.json", "<|user|>", "--strict"], "the text has the special token '<|user|>' at position 0"),
+    (["encode", "tokenizer.json", "a", "--allow-special=<|usr|>"], "did you mean '<|user|>'"),
+    (["decode", "tokenizer.json", "282"], "no token has the id 282"),
+    (["decode", "tokenizer.json", "--", "-1"], "no token has the id -1"),
+    (["decode", "tokenizer.json", "a"], "ids are whole numbers"),
+    (["show", "missing.json", "a"], "cannot read the tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), BAD, ids=[" ".join(command) for command, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(command, message, folder, capsys):
+    (folder / "binary.txt").write_bytes(b"ab\0")
+    (folder / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    before = sorted(folder.iterdir())
+    assert main(["tokenizer", *command]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+    assert sorted(folder.iterdir()) == before
+
+
+def test_train_with_a_vocabulary_size_needs_bpe(folder, capsys):
+    assert main(["train", "gpt", "--data=my.txt", "--vocab-size=300", "--out=run"]) == 2
+    assert "that of a char tokenizer is not for choosing" in capsys.readouterr().err
+    assert main(["train", "gpt", "--data=my.txt", "--tokenizer=tokenizer.json", "--vocab-size=300", "--out=run"]) == 2
+    assert "tokenizer.json has its own" in capsys.readouterr().err
+    assert not (folder / "run").exists()
