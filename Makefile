@@ -34,6 +34,7 @@ bench: setup
 	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt_step.py $(NANOGPT))
 	$(BIN)/python benchmarks/cached_generation.py
 	$(BIN)/python benchmarks/saving.py
+	$(BIN)/python benchmarks/bpe.py
 
 clean:
 	rm -rf $(VENV)

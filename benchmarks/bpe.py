@@ -2,8 +2,8 @@
 
     python benchmarks/bpe.py [TEXT] [--repeats 5] [--large] [--json]
 
-TEXT is a file; without it the plays of the corpus shakespeare-tiny. Imports, compilation and caches of kernels are warm,
-the cache of chunks is empty, one thread where nothing else is said. "fast" is with numba, "plain" without.
+TEXT is a file; without it the plays of the corpus shakespeare-tiny. Imports, compilation and caches of kernels are
+warm, the cache of chunks is empty, one thread where nothing else is said. "fast" is with numba, "plain" without.
 --large trains 32,768 tokens on 100 MB, each contender in a process of its own, with its peak memory.
 """
 
@@ -129,7 +129,7 @@ import json, resource, sys, time
 sys.path.insert(0, {here!r})
 import bpe
 from scratchlm.data.text import stream_text
-def parts(): return open({path!r}, encoding="utf-8", newline="").read()
+def whole(): return open({path!r}, encoding="utf-8", newline="").read()
 if __name__ == "__main__":
     bpe.ours(["warm warm"], 257, bpe.COMPILED)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -145,9 +145,9 @@ LARGE_RUNS = {
     "fast, 2 workers": "bpe.ours([stream_text({path!r})], {size}, bpe.COMPILED, 2)",
     "fast, 1 process": "bpe.ours([stream_text({path!r})], {size}, bpe.COMPILED)",
     "plain, 2 workers": "bpe.ours([stream_text({path!r})], {size}, None, 2)",
-    "tokenizers, 2 threads": "bpe.hf([parts()], {size})",
+    "tokenizers, 2 threads": "bpe.hf([whole()], {size})",
     "tokenizers, 2 threads, by lines": "bpe.hf(open({path!r}, encoding='utf-8', newline=''), {size})",
-    "rustbpe": "bpe.rust([parts()], {size})",
+    "rustbpe": "bpe.rust([whole()], {size})",
     "rustbpe, by lines": "bpe.rust(open({path!r}, encoding='utf-8', newline=''), {size})",
 }
 
