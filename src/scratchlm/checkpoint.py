@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scratchlm import tokenizers
 from scratchlm.config import RunConfig, make_config, settings_of
 from scratchlm.data.shards import Tokens, read_shards
 from scratchlm.errors import InputError
-from scratchlm.files import file_sha256, read_json, read_tensors, replace_file, sync, write_json
+from scratchlm.files import file_sha256, read_json, replace_file, sync, write_json
 from scratchlm.model import LanguageModel
 from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
@@ -39,6 +39,16 @@ from scratchlm.tokenizers import Tokenizer
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _NAME = re.compile(r"step_(\d{6,})")
 _BINDINGS = ("run", "tokenizer_sha256", "data_checksum")  # what config.json has besides settings
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises InputError where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
 
 
 class Checkpoint:
@@ -73,11 +83,11 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors by name."""
-        return read_tensors(self.path / MODEL)
+        return _read_tensors(self.path / MODEL)
 
     def optimizer(self) -> dict[str, Tensor]:
         """The optimizer's tensors, "parameter|field", and the random states, "random|generator"."""
-        return read_tensors(self.path / OPTIMIZER)
+        return _read_tensors(self.path / OPTIMIZER)
 
 
 class RunFolder:

@@ -7,10 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from scratchlm.errors import InputError
 
 FORMAT_VERSION = 1
@@ -78,13 +74,3 @@ def read_json(path: Path, checksum: str | None = None) -> dict[str, Any]:
         raise InputError(f"{path} belongs to another run: its checksum is not the one that this run wrote down")
     del content["format_version"]
     return content
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises InputError where it is missing or damaged."""
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error

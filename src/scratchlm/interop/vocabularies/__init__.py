@@ -1,0 +1,16 @@
+"""Byte-pair vocabularies in the files of other libraries: written so that they encode alike, and read.
+
+    tiktoken    the bytes of each token with its rank; neither the pattern nor special tokens are in the file
+    hf          the tokenizer.json of Hugging Face's tokenizers, version 0.20 or newer; older ones are read too
+    minbpe      minbpe's .model
+    GPT-2's     vocab.bpe and encoder.json, or merges.txt and vocab.json; read only
+
+What a file cannot say, or what is said in one that this tokenizer does not do, is refused.
+"""
+
+from scratchlm.interop.vocabularies.published import PUBLISHED
+from scratchlm.interop.vocabularies.reading import import_vocabulary, named_vocabulary
+from scratchlm.interop.vocabularies.shared import FORMATS
+from scratchlm.interop.vocabularies.writing import export_vocabulary
+
+__all__ = ["FORMATS", "PUBLISHED", "export_vocabulary", "import_vocabulary", "named_vocabulary"]

@@ -1,0 +1,119 @@
+"""A tokenizer into the file of another library."""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from scratchlm.errors import InputError, did_you_mean
+from scratchlm.files import replace_file
+from scratchlm.interop.vocabularies.shared import FORMATS, check_oniguruma, recover_merges, shown
+from scratchlm.tokenizers import BPETokenizer, Tokenizer
+from scratchlm.tokenizers.splitting import PATTERNS
+
+
+def export_vocabulary(tokenizer: Tokenizer, to: str, path: str | Path) -> None:
+    """Write a tokenizer's file for another library: `tiktoken`, `hf` or `minbpe`.
+
+    The other library encodes text as `tokenizer.encode` does, and with its special tokens on as with
+    `allowed_special="all"`. tiktoken must be given the pattern and the special tokens beside the file, and minbpe's
+    RegexTokenizer the pattern. Raises InputError where the format cannot say what the tokenizer does, and where the
+    file cannot be written; then what was there stays.
+    """
+    if to not in FORMATS:
+        raise InputError(f"no format {to!r}: {did_you_mean(to, FORMATS)}")
+    if not isinstance(tokenizer, BPETokenizer):
+        raise InputError(
+            f"{to} holds byte-pair vocabularies, and this is a {tokenizer.kind} tokenizer; train one of bpe"
+        )
+    if tokenizer.characters is not None:
+        raise InputError(f"{to} cannot hold a vocabulary of characters with bytes to fall back to; train one of bytes")
+    path = Path(path)
+    if to == "minbpe" and path.suffix != ".model":
+        raise InputError(f"minbpe reads only files that end in .model; write to {path.with_suffix('.model')}")
+    write = {"tiktoken": _tiktoken, "hf": _tokenizer_json, "minbpe": _minbpe}[to]
+    data = write(tokenizer).encode()
+    try:
+        replace_file(path, data)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
+
+
+def _tiktoken(tokenizer: BPETokenizer) -> str:
+    tokens = _tokens(tokenizer)
+    if recover_merges(tokens, tokenizer.byte_order) != tokenizer.merges:
+        raise InputError("tiktoken merges by ranks, and these merges do not follow from them; export to hf or minbpe")
+    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+
+
+def _tokens(tokenizer: BPETokenizer) -> list[bytes]:
+    """The tokens but the special ones. Raises InputError where two are the same bytes."""
+    tokens = [tokenizer.token_bytes(number) for number in range(tokenizer.base_size + len(tokenizer.merges))]
+    if len(set(tokens)) < len(tokens):
+        twice = next(token for at, token in enumerate(tokens) if token in tokens[:at])
+        raise InputError(f"two tokens are the bytes {twice!r}, and the format tells tokens by their bytes; use minbpe")
+    return tokens
+
+
+def _tokenizer_json(tokenizer: BPETokenizer) -> str:
+    names = [shown(token) for token in _tokens(tokenizer)]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    for name in tokenizer.special_tokens:
+        if name in vocabulary:
+            raise InputError(
+                f"tokenizer.json cannot hold the special token {name!r}: it writes the token {vocabulary[name]} so; "
+                "give it another name, such as <|name|>"
+            )
+    byte_level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    cut: dict[str, Any] = {**byte_level, "use_regex": False}
+    if tokenizer.pattern != "none":
+        expression = PATTERNS.get(tokenizer.pattern, tokenizer.pattern)
+        check_oniguruma(expression)
+        split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        cut = {"type": "Sequence", "pretokenizers": [split, cut]}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": number, "content": name, **flags} for name, number in special],
+        "normalizer": None,
+        "pre_tokenizer": cut,
+        "post_processor": None,
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {**vocabulary, **dict(special)},  # a special token that is here keeps its id, also past a gap
+            "merges": [[names[left], names[right]] for left, right in tokenizer.merges],
+        },
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def _minbpe(tokenizer: BPETokenizer) -> str:
+    expression = PATTERNS.get(tokenizer.pattern, tokenizer.pattern)
+    if tokenizer.byte_order != "value":
+        raise InputError(
+            "minbpe numbers the bytes by their value, and this vocabulary as GPT-2 does; train one with --ties first"
+        )
+    if expression != expression.strip() or regex.search(r"[\r\n]", expression):
+        raise InputError(f"minbpe's reader would strip the pattern {expression!r}; write \\s, \\n or [ ] at its ends")
+    if regex.compile(expression).groups:
+        raise InputError(f"minbpe keeps only the groups of the pattern {expression!r}; write (?: in place of (")
+    for name in tokenizer.special_tokens:
+        if name.split() != [name]:
+            raise InputError(f"minbpe's reader would break the special token {name!r} at its space; rename it")
+    # its search takes the first name that fits, ours the longest one
+    special = sorted(tokenizer.special_tokens.items(), key=lambda item: -len(item[0]))
+    lines = ["minbpe v1", expression, str(len(special)), *(f"{name} {number}" for name, number in special)]
+    return "".join(f"{line}\n" for line in [*lines, *(f"{left} {right}" for left, right in tokenizer.merges)])
