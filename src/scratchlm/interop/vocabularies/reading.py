@@ -289,6 +289,8 @@ def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer
     }
     for added in content.get("added_tokens") or ():
         name = added["content"]
+        if type(added["id"]) is not int:
+            raise ValueError(f"the id of {name!r} is no integer")
         special[name] = added["id"]
         features[f"the added token {name!r}, which is not special"] = not added.get("special")
         for flag in ("single_word", "lstrip", "rstrip"):

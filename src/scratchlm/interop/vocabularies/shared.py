@@ -69,6 +69,6 @@ def check_oniguruma(expression: str) -> None:
         )
 
 
-_PARTS = regex.compile(r"(?s)\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")  # escapes, classes
-_DIFFERENT_PART = regex.compile(r"(?s)^\\[ZhHKmMGRXN]|^\[.*(?:\[|&&)")
-_DIFFERENT = regex.compile(r"\\.|\[.*?\]|[\^$]|\}\+|\(\?(?!:|=|!|<=|<!|>|i:)")
+_PARTS = regex.compile(r"(?s)\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")  # escapes, classes
+_DIFFERENT_PART = regex.compile(r"(?s)^\\[ZhHKmMGRXN]|^\[(?:\\.|[^\\\[&]|&(?!&))*(?:\[|&&)")
+_DIFFERENT = regex.compile(r"(?s)\\.|\[.*?\]|[\^$]|\{[\d,]+\}\+|\(\?(?!:|=|!|<=|<!|>|i:)")

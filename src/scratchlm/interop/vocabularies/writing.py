@@ -9,7 +9,7 @@ import regex
 
 from scratchlm.errors import InputError, did_you_mean
 from scratchlm.files import replace_file
-from scratchlm.interop.vocabularies.shared import FORMATS, check_oniguruma, recover_merges, shown
+from scratchlm.interop.vocabularies.shared import FORMATS, VALUES, check_oniguruma, recover_merges, shown
 from scratchlm.tokenizers import BPETokenizer, Tokenizer
 from scratchlm.tokenizers.splitting import PATTERNS
 
@@ -43,7 +43,11 @@ def export_vocabulary(tokenizer: Tokenizer, to: str, path: str | Path) -> None:
 
 def _tiktoken(tokenizer: BPETokenizer) -> str:
     tokens = _tokens(tokenizer)
-    if recover_merges(tokens, tokenizer.byte_order) != tokenizer.merges:
+    try:
+        same = recover_merges(tokens, tokenizer.byte_order) == tokenizer.merges
+    except InputError:
+        same = False
+    if not same:
         raise InputError("tiktoken merges by ranks, and these merges do not follow from them; export to hf or minbpe")
     return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
 
@@ -61,6 +65,8 @@ def _tokenizer_json(tokenizer: BPETokenizer) -> str:
     names = [shown(token) for token in _tokens(tokenizer)]
     vocabulary = {name: number for number, name in enumerate(names)}
     for name in tokenizer.special_tokens:
+        if not name.isascii() and VALUES.keys() >= set(name):
+            raise InputError(f"tokenizers would show the special token {name!r} as other characters; name it in ASCII")
         if name in vocabulary:
             raise InputError(
                 f"tokenizer.json cannot hold the special token {name!r}: it writes the token {vocabulary[name]} so; "
