@@ -111,6 +111,15 @@ BAD = [
     (["decode", "tokenizer.json", "--", "-1"], "no token has the id -1"),
     (["decode", "tokenizer.json", "a"], "ids are whole numbers"),
     (["show", "missing.json", "a"], "cannot read the tokenizer"),
+    (["export", "tokenizer.json"], "--to"),
+    (["export", "tokenizer.json", "--to=word"], "no format 'word': choose from: hf, minbpe, tiktoken"),
+    (["export", "tokenizer.json", "--to=minbpe"], "train one with --ties first"),
+    (["export", "tokenizer.json", "--to=hf", "--out=my.txt"], "is there already"),
+    (["export", "missing.json", "--to=hf"], "cannot read the tokenizer"),
+    (["import", "missing.bpe", "--out=x.json"], "cannot read missing.bpe"),
+    (["import", "my.txt", "--out=x.json"], "is no vocabulary that is known here"),
+    (["import", "gpt2", "--pattern=gpt4", "--out=x.json"], "has a pattern and special tokens of its own"),
+    (["import", "my.txt", "--special=a", "--out=x.json"], "give a name and its id"),
 ]
 
 
@@ -133,3 +142,36 @@ def test_train_with_a_vocabulary_size_needs_bpe(folder, capsys):
     assert main(["train", "gpt", "--data=my.txt", "--tokenizer=tokenizer.json", "--vocab-size=300", "--out=run"]) == 2
     assert "tokenizer.json has its own" in capsys.readouterr().err
     assert not (folder / "run").exists()
+
+
+def test_what_is_exported_can_be_imported(folder, capsys):
+    assert main(["tokenizer", "train", "my.txt", "--ties=first", "--vocab-size=280", "--out=first.json"]) == 0
+    for to, file, back in [
+        ("hf", "tokenizer.hf.json", []),
+        ("minbpe", "tokenizer.model", []),
+        ("tiktoken", "tokenizer.tiktoken", ["--pattern=gpt4", "--special=<|endoftext|>=280"]),
+    ]:
+        assert main(["tokenizer", "export", "first.json", f"--to={to}"]) == 0
+        out = capsys.readouterr().out
+        assert f"{file}: 281 tokens, <|endoftext|>" in out
+        assert ("pat_str=" in out) == (to == "tiktoken")
+        assert main(["tokenizer", "import", file, *back, f"--out={to}.json"]) == 0
+        assert tokenizers.load(f"{to}.json").sha256 == tokenizers.load("first.json").sha256
+
+
+def test_a_published_vocabulary_can_be_named(folder, capsys, monkeypatch):
+    """Tiny in place of the real one, which packages have: tests/test_vocabularies.py takes that."""
+    for place in ("scratchlm.cli.tokenizer", "scratchlm.training.setup"):
+        monkeypatch.setattr(f"{place}.named_vocabulary", lambda name: tokenizers.load("tokenizer.json"))
+    assert main(["tokenizer", "encode", "gpt2", "A and b"]) == 0
+    ids = capsys.readouterr().out
+    assert main(["tokenizer", "import", "gpt2", "--out=gpt2.json"]) == 0
+    capsys.readouterr()
+    assert main(["tokenizer", "encode", "gpt2.json", "A and b"]) == 0
+    assert capsys.readouterr().out == ids
+    tiny = ["--steps=2", "--eval-every=2", "--batch-size=2", "--device=cpu", "--model.dim=16", "--model.depth=1"]
+    command = ["train", "gpt", "--data=my.txt", "--tokenizer=gpt2", "--model.heads=2", "--model.context=8", *tiny]
+    assert main([*command, "--vocab-size=300", "--out=run"]) == 2
+    assert "gpt2 has its own" in capsys.readouterr().err
+    assert main([*command, "--out=run"]) == 0
+    assert tokenizers.load("run/tokenizer.json").sha256 == tokenizers.load("tokenizer.json").sha256

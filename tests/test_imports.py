@@ -32,8 +32,8 @@ ALLOWED = {
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},
     "training": {
-        "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "model", "models", "runtime",
-        "tokenizers", "training",
+        "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "interop", "model", "models",
+        "runtime", "tokenizers", "training",
     },
 }  # fmt: skip
 

@@ -62,7 +62,7 @@ class RunConfig:
         data: A corpus by name, a file, a folder, or - for standard input.
         split: Shares of training, validation and test text.
         errors: Bytes that are not UTF-8: strict stops, replace puts U+FFFD there.
-        tokenizer: A kind (char, byte, bpe) or a tokenizer's file.
+        tokenizer: A kind (char, byte, bpe), a published vocabulary (gpt2, cl100k, o200k) or a tokenizer's file.
         vocab_size: Tokens of a bpe tokenizer that the run trains, special ones not counted; none: 1024.
         steps: Optimizer steps.
         horizon: Steps that the schedule is laid out for; none: all of them. Steps beyond it run at its last rate.

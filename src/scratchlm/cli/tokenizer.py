@@ -18,7 +18,9 @@ from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.data import corpora
 from scratchlm.data.text import Errors, read_documents, stream_text
 from scratchlm.errors import InputError
+from scratchlm.interop.vocabularies import PUBLISHED, export_vocabulary, import_vocabulary, named_vocabulary
 from scratchlm.tokenizers import BPETokenizer, Tokenizer
+from scratchlm.tokenizers.splitting import PATTERNS
 
 app = App(
     name="tokenizer",
@@ -197,12 +199,77 @@ def show(tokenizer: str, text: OptionalText = None, /, *, json_: AsJson = False)
     return 0
 
 
+@app.command(name="export")
+def export_(tokenizer: str, /, *, to: str, out: str | None = None) -> int:
+    """Write a tokenizer's file for another library, which encodes alike with it.
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer's file, a run's folder, or a vocabulary by name.
+    to
+        tiktoken, hf (the tokenizer.json of tokenizers and transformers) or minbpe.
+    out
+        The file; without it tokenizer.tiktoken, tokenizer.hf.json or tokenizer.model.
+    """
+    names = {"tiktoken": "tokenizer.tiktoken", "hf": "tokenizer.hf.json", "minbpe": "tokenizer.model"}
+    path = _new_file(names.get(to, to) if out is None else out)
+    opened = open_tokenizer(tokenizer)
+    export_vocabulary(opened, to, path)
+    print(f"{path}: {_described(opened)}")
+    if to == "tiktoken" and isinstance(opened, BPETokenizer):
+        expression = PATTERNS.get(opened.pattern, opened.pattern)
+        print(f"tiktoken wants besides: pat_str={expression!r}, special_tokens={opened.special_tokens!r}")
+    return 0
+
+
+@app.command(name="import")
+def import_(
+    path: str,
+    /,
+    *,
+    pattern: str | None = None,
+    special: Words = None,
+    out: str = "tokenizer.json",
+) -> int:
+    """Make a tokenizer of another library's file, or of a published vocabulary by name: gpt2, cl100k, o200k.
+
+    Parameters
+    ----------
+    path
+        A .tiktoken file, a tokenizer.json of tokenizers, a .model of minbpe, GPT-2's vocab.bpe beside its encoder.json
+        (or merges.txt beside vocab.json), a folder of these, or a published vocabulary's name.
+    pattern
+        How that vocabulary cuts text, where its file does not say it: gpt2, gpt4, o200k, none, or an expression.
+    special
+        A special token as NAME=ID, where the file does not say it. Given several times: several.
+    out
+        The tokenizer's file.
+    """
+    written = _new_file(out)
+    named = path in PUBLISHED and not Path(path).exists()
+    if named and (pattern is not None or special):
+        raise InputError(f"the vocabulary {path} has a pattern and special tokens of its own; leave yours out")
+    tokens = None if special is None else dict(map(_name_and_id, special))
+    tokenizer = named_vocabulary(path) if named else import_vocabulary(path, pattern, tokens)
+    _save(tokenizer, written)
+    print(f"{written}: {_described(tokenizer)}")
+    return 0
+
+
+def _name_and_id(word: str) -> tuple[str, int]:
+    name, equals, number = word.rpartition("=")
+    if not equals or not number.isascii() or not number.isdigit():
+        raise InputError(f"--special is {word!r}; give a name and its id, as in --special '<|endoftext|>=50256'")
+    return name, int(number)
+
+
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a file or of a run's folder."""
+    """The tokenizer of a file, of a run's folder, or of a published vocabulary."""
     path = Path(name)
-    if path.is_dir():
-        path = path / "tokenizer.json"
-    return tokenizers.load(path)
+    if name in PUBLISHED and not path.exists():
+        return named_vocabulary(name)
+    return tokenizers.load(path / "tokenizer.json" if path.is_dir() else path)
 
 
 def visible(data: bytes) -> str:
@@ -232,7 +299,7 @@ def _texts(names: Iterable[str], errors: Errors) -> Iterable[Any]:
     """The documents that the names mean, large files in parts."""
     for name in names:
         path = Path(name)
-        if not path.exists() and not any(mark in name for mark in "./\\-"):
+        if name not in ("", "-") and not path.exists() and not any(mark in name for mark in "./\\"):
             yield corpora.get(name)
         elif path.is_dir() or path.suffix == ".jsonl" or name in ("", "-"):
             yield from read_documents(name, errors)

@@ -20,6 +20,7 @@ from scratchlm.data.shards import SPLITS, Tokens, encode_documents, split_docume
 from scratchlm.data.text import Errors, read_documents
 from scratchlm.errors import InputError
 from scratchlm.files import write_json
+from scratchlm.interop.vocabularies import PUBLISHED, named_vocabulary
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
 from scratchlm.training.step import TrainingStep
@@ -118,9 +119,15 @@ def learn_tokenizer(
     config: RunConfig, documents: Sequence[str], training: Sequence[str]
 ) -> Generator[Learning, None, Tokenizer]:
     """The tokenizer of a run, out of its training text; or of all its text, where it could not encode the rest else."""
-    kind = Tokenizer.kinds.get(config.tokenizer)
+    name, size = config.tokenizer, config.vocab_size
+    if name in PUBLISHED and not Path(name).is_file():
+        if size is not None:
+            raise InputError(f"the vocabulary size is {size}, but {name} has its own; leave --vocab-size out")
+        yield from ()
+        return named_vocabulary(name)
+    kind = Tokenizer.kinds.get(name)
     texts = training if kind is not None and kind.covers_any_text else documents
-    return tokenizers.learn(config.tokenizer, texts, len(documents) > 1, config.vocab_size)
+    return (yield from tokenizers.learn(name, texts, len(documents) > 1, size))
 
 
 def check_memory(config: RunConfig) -> None:
