@@ -132,7 +132,8 @@ def test_a_whole_corpus_makes_the_vocabularies_of_both(pattern, loops):
 
 def test_counts_do_not_overflow(loops):
     """32 bits would call 2**32 + 1 a single occurrence."""
-    merges = tokenizers.exhaust(learning.learn_merges([([1, 2], (1 << 32) + 1), ([3, 4], 1000)], 256, 2, False))
+    sequences = learning.Sequences([([3, 4], 1000), ([1, 2], (1 << 32) + 1)])
+    merges = tokenizers.exhaust(learning.learn_merges(sequences, 256, 2, ties_first=False))
     assert merges == [(1, 2), (3, 4)]
 
 

@@ -25,6 +25,7 @@ from scratchlm.tokenizers.base import END_OF_TEXT, Tokenizer, exhaust, utf8
 from scratchlm.tokenizers.learning import (
     Learning,
     Level,
+    Sequences,
     Text,
     Ties,
     compiled_loops,
@@ -161,7 +162,8 @@ class BPETokenizer(Tokenizer):
                 f"the vocabulary size is {vocab_size}, but 256 bytes and {len(characters or '')} characters are "
                 f"{base.base_size}; make it larger, or the coverage of {coverage} smaller"
             )
-        sequences = ((piece, count) for chunk, count in counts.items() for piece in base._pieces(chunk))
+        sequences = Sequences((piece, count) for chunk, count in counts.items() for piece in base._pieces(chunk))
+        del counts  # what the merges need is in the sequences
         merges = yield from learn_merges(sequences, base.base_size, vocab_size - base.base_size, ties == "first")
         first_special = base.base_size + len(merges)
         return cls(

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import itertools
 import multiprocessing
+from array import array
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from types import ModuleType
@@ -121,26 +122,30 @@ def frequent_characters(counts: Counts, coverage: float) -> str:
     return "".join(taken)
 
 
+class Sequences:
+    """The base ids of all different chunks, one after another, with where each ends and how often it occurs."""
+
+    def __init__(self, chunks: Iterable[tuple[Sequence[int], int]]) -> None:
+        self.ids, self.ends, self.weights = array("q"), array("q"), array("q")  # 8 bytes each, where a list has 36
+        for ids, count in chunks:
+            if len(ids) > 1:
+                self.ids.extend(ids)
+                self.ends.append(len(self.ids))
+                self.weights.append(count)
+
+
 def learn_merges(
-    sequences: Iterable[tuple[list[int], int]], first_token: int, number: int, ties_first: bool
+    sequences: Sequences, first_token: int, number: int, ties_first: bool
 ) -> Generator[Learning, None, list[tuple[int, int]]]:
-    """The first `number` merges, or as many as there are. `sequences`: the base ids of a chunk, and its count."""
-    ids: list[int] = []
-    ends: list[int] = []
-    weights: list[int] = []
-    for sequence, count in sequences:
-        if len(sequence) > 1:
-            ids += sequence
-            ends.append(len(ids))
-            weights.append(count)
+    """The first `number` merges, or as many as there are, which make the ids from `first_token` on."""
     made: list[tuple[int, int]] = []
-    compiled = compiled_loops() if len(ids) >= WORTH_COMPILING else None
-    if not ids or number == 0:
+    compiled = compiled_loops() if len(sequences.ids) >= WORTH_COMPILING else None
+    if not sequences.ids or number == 0:
         return made
     if compiled is None:
-        found = merging.merges(ids, ends, weights, first_token, ties_first)
+        found = merging.merges(sequences.ids.tolist(), sequences.ends, sequences.weights, first_token, ties_first)
     else:
-        arrays = (np.array(values, dtype=np.int64) for values in (ids, ends, weights))
+        arrays = (np.frombuffer(part, np.int64) for part in (sequences.ids, sequences.ends, sequences.weights))
         found = compiled.merges(*arrays, first_token, ties_first)
     for left, right, _ in itertools.islice(found, number):
         made.append((left, right))
