@@ -172,17 +172,19 @@ def ragged(make):
 
 
 def learns(make):
-    """It overfits one batch."""
+    """It overfits one batch: most do in 60 steps; a bare table, whose logits move by the rate alone, needs 200."""
     model = make()
     tokens = tokens_for(model)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     first = _loss(model, whole(model, tokens), tokens).item()
-    for _ in range(60):
+    for _ in range(300):
         optimizer.zero_grad()
         loss = _loss(model, whole(model, tokens), tokens)
+        if loss.item() < 0.5 * first:
+            return
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.5 * first, f"from {first:.3f} to {loss.item():.3f} only"
+    raise AssertionError(f"from {first:.3f} to {loss.item():.3f} only")
 
 
 CHECKS = {

@@ -11,7 +11,11 @@ import torch.nn.functional as F
 
 import contract
 from scratchlm import generation, layers, model
+from scratchlm.models.bigram import Bigram
 from scratchlm.models.gpt import GPT, Block, GPTState
+from scratchlm.models.gru import GRU
+from scratchlm.models.lstm import LSTM, LongShortTermMemory
+from scratchlm.models.rnn import RNN, Elman
 from toy import Toy, ToyState
 
 MUTANTS = {}
@@ -229,6 +233,114 @@ def hidden_state_written_in_place(toy, monkeypatch):
         return features, after
 
     forward_with(toy, forward)
+
+
+@mutant(RNN, "gradients")
+def blocks_all_read_the_embedding(rnn, monkeypatch):
+    """ScratchLMs, RNN: each block reads the embedding, so all but the last compute for nothing and train nothing."""
+
+    def forward(self, tokens, state=None):
+        before = self.initial_state(len(tokens)) if state is None else state
+        x = self.token_embedding(tokens.t())
+        outputs = [block(x, memory) for block, memory in zip(self.blocks, before.memories, strict=True)]
+        features = self.final_norm(outputs[-1][0]).transpose(0, 1)
+        after = dataclasses.replace(
+            before, length=before.length + tokens.shape[1], memories=[memory for _, memory in outputs]
+        )
+        return features, None if state is None else after
+
+    forward_with(rnn, forward)
+
+
+@mutant(RNN, "stream")
+def each_call_starts_anew(rnn, monkeypatch):
+    """ScratchLMs, RNN: forward() resets the hidden states, so a sampled token follows from the last one alone."""
+    original = type(rnn).forward
+
+    def forward(self, tokens, state=None):
+        fresh = None if state is None else dataclasses.replace(self.initial_state(len(tokens)), length=state.length)
+        return original(self, tokens, fresh)
+
+    forward_with(rnn, forward)
+
+
+@mutant(RNN, "causal")
+def state_kept_in_the_module(rnn, monkeypatch):
+    """ScratchLMs, RNN: hidden states are attributes of the module, so one call leaks into the next."""
+    original = type(rnn).forward
+
+    def forward(self, tokens, state=None):
+        kept = getattr(self, "kept", None) if state is None else state
+        features, self.kept = original(self, tokens, self.initial_state(len(tokens)) if kept is None else kept)
+        return features, None if state is None else self.kept
+
+    forward_with(rnn, forward)
+
+
+@mutant(RNN, "gradients")
+def state_never_detached(rnn, monkeypatch):
+    """ScratchLMs, RNN: a carried state is never detached, so a second backward pass meets a freed graph."""
+    monkeypatch.setattr(model.State, "detach", lambda self: self)
+
+
+@mutant(RNN, "ragged")
+def prompt_padded_on_the_left(rnn, monkeypatch):
+    """ScratchLMs, RNN: prompts are padded with a real token, and the padding moves the state on."""
+    padding_without_a_mask(rnn, monkeypatch)
+
+
+@mutant(RNN, "rollback")
+def memory_filled_in_place(rnn, monkeypatch):
+    """A hidden vector that is overwritten with copy_(): whoever kept the older state has the newer one."""
+    original = Elman.forward
+
+    def forward(self, x, memory):
+        hidden, after = original(self, x, memory)
+        with torch.no_grad():
+            memory[0].copy_(after[0])
+        return hidden, after
+
+    monkeypatch.setattr(Elman, "forward", forward)
+
+
+@mutant(RNN, "gradients")
+def backpropagation_ends_at_the_chunk(rnn, monkeypatch):
+    """A backward pass by hand that gives the carried vector no gradient: training through a state loses its past."""
+    original = Elman.unroll_backward
+
+    def unroll_backward(*arguments):
+        projected, recurrent, before, memory = original(*arguments)
+        return projected, recurrent, before, tuple(map(torch.zeros_like, memory))
+
+    monkeypatch.setattr(Elman, "unroll_backward", staticmethod(unroll_backward))
+
+
+@mutant(LSTM, "stream")
+def cell_is_not_carried(lstm, monkeypatch):
+    """A state of the hidden vector alone: many hand-written samplers drop c."""
+    original = LongShortTermMemory.forward
+    monkeypatch.setattr(
+        LongShortTermMemory, "forward", lambda self, x, memory: original(self, x, (memory[0], 0 * memory[1]))
+    )
+
+
+@mutant(GRU, "rows")
+def batch_read_as_time(gru, monkeypatch):
+    """nn.GRU without batch_first=True on a batch-first tensor: the recurrence runs over the rows."""
+
+    def forward(self, x, memory):
+        hidden, _ = original(self, x.transpose(0, 1), (memory[0].new_zeros(len(x), memory[0].shape[1]),))
+        return hidden.transpose(0, 1), memory
+
+    original = type(gru.blocks[0].recurrence).forward
+    monkeypatch.setattr(type(gru.blocks[0].recurrence), "forward", forward)
+
+
+@mutant(Bigram, "causal")
+def table_read_at_the_target(bigram, monkeypatch):
+    """Inputs and targets shifted the wrong way: the row of the next token is the one that is read."""
+    original = type(bigram).forward
+    forward_with(bigram, lambda self, tokens, state=None: original(self, tokens.roll(-1, 1), state))
 
 
 def breaks(name, check, monkeypatch):

@@ -6,7 +6,6 @@ time written out (`unroll`, `unroll_backward`). Everything here is time-major: a
 Letters in shapes: T new tokens, B batch, D dim, H hidden_dim, I width of a layer's input, G gates, V vocabulary.
 """
 
-import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -24,10 +23,9 @@ Memory = tuple[Tensor, ...]  # the vectors (B, H) that a layer carries from step
 
 
 class Recurrence(Recordable, ABC):
-    """One recurrent layer, whose weights are laid out as those of torch's own:
+    """One recurrent layer, its weights laid out as those of torch's.
 
-        input.weight, input.bias            weight_ih_l0 (G H, I), bias_ih_l0 (G H)
-        recurrent.weight, recurrent.bias    weight_hh_l0 (G H, H), bias_hh_l0 (G H)
+    `input` is weight_ih_l0 (G H, I) with bias_ih_l0 (G H), `recurrent` weight_hh_l0 (G H, H) with bias_hh_l0 (G H).
     """
 
     gates: ClassVar[int]  # blocks of rows in each matrix
@@ -89,10 +87,10 @@ class Recurrence(Recordable, ABC):
         steps = [memory]
         for projected in self.input(x).unbind(0):
             steps.append(self.step(projected, steps[-1]))
-        for name, vectors in zip(self.vectors, zip(*steps, strict=True), strict=True):
-            listener(name, torch.stack(vectors[1:] or [x.new_empty(0)], 1))
-        hidden = [vectors[0] for vectors in steps[1:]]
-        return torch.stack(hidden) if hidden else memory[0].new_empty(0, *memory[0].shape), steps[-1]
+        states = [torch.stack(vectors)[1:] for vectors in zip(*steps, strict=True)]  # (T, B, H) each
+        for name, vectors in zip(self.vectors, states, strict=True):
+            listener(name, vectors.transpose(0, 1))
+        return states[0], steps[-1]
 
     def fast(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """All steps in one function with a backward pass of its own; 16-bit numbers are summed in 32 bits."""
@@ -107,7 +105,7 @@ class _Unrolled(torch.autograd.Function):
     """A layer over all steps. What does not wait for the step before is one product for all of them."""
 
     @staticmethod
-    def forward(ctx: Any, layer: type[Recurrence], x: Tensor, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, layer: type[Recurrence], x: Tensor, *tensors: Tensor) -> Any:  # type: ignore[override]
         weights, memory = tensors[:4], tensors[4:]
         hidden, memory, kept = layer.unroll(x, weights, memory)
         ctx.layer = layer
@@ -115,7 +113,7 @@ class _Unrolled(torch.autograd.Function):
         return hidden, *memory
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *memory: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor, *memory: Tensor) -> Any:  # type: ignore[override]
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError(
                 "the fast recurrence has no second derivative; inside `with record(model):` the plain loop runs, "
@@ -139,14 +137,14 @@ class _Unrolled(torch.autograd.Function):
 class RecurrentConfig:
     """The shape of a recurrent model; a subclass documents it for its cell."""
 
+    gates = 1
+    hidden_per_dim = 1  # of the shapes that `sized` tries
+
     vocab_size: int
     dim: int = 128
     hidden_dim: int = 256
     depth: int = 2
     dropout: float = 0.0
-
-    gates = 1
-    hidden_per_dim = 1  # of the shapes that `sized` tries
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "hidden_dim", "depth"):
@@ -168,7 +166,7 @@ class RecurrentConfig:
         """
         shapes = [
             cls(vocab_size=vocab_size, dim=dim, hidden_dim=dim * cls.hidden_per_dim, depth=depth)
-            for dim in range(8, 4097, 4)
+            for dim in range(8, 2049, 2)
             for depth in range(max(1, dim // 512), min(32, dim // 8) + 1)
         ]
         fitting = [shape for shape in shapes if abs(shape.parameters - parameters) <= 0.02 * parameters]
@@ -238,7 +236,7 @@ class RecurrentModel(LanguageModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Recurrences as they say; other weights N(0, 0.02), those that write to the stream N(0, 0.02/sqrt(2 depth))."""
+        """Recurrences as they say; the rest as GPT-2: N(0, 0.02), into the residual stream N(0, 0.02/sqrt(2 depth))."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -263,8 +261,8 @@ class RecurrentModel(LanguageModel):
         x = self.token_embedding(tokens.t())  # (T, B, D)
         memories: list[Memory] = []
         for block, memory in zip(self.blocks, before.memories, strict=True):
-            x, memory = block(x, memory)
-            memories.append(memory)
+            x, after = block(x, memory)
+            memories.append(after)
         x = self.final_norm(x).transpose(0, 1)  # (B, T, D)
         return x, None if state is None else RecurrentState(length=at + tokens.shape[1], memories=memories)
 

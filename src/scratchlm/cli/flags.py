@@ -1,5 +1,6 @@
 """Flags out of configuration dataclasses, which give the names, the types and the help."""
 
+import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -46,9 +47,10 @@ def _flag(name: str, hint: Any, about: str | None, group: str, default: Any = No
 def config_flags(config: type, prefix: str, group: str, values: Mapping[str, Any]) -> list[inspect.Parameter]:
     """A flag for each field of a configuration; `values` are what help shows as defaults."""
     documented = {param.arg_name: param.description for param in docstring_parser.parse(config.__doc__ or "").params}
+    hints = typing.get_type_hints(config)
     return [
-        _flag(prefix + name, hint, documented.get(name), group, values.get(name, getattr(config, name, None)))
-        for name, hint in typing.get_type_hints(config).items()
+        _flag(prefix + name, hints[name], documented.get(name), group, values.get(name, getattr(config, name, None)))
+        for name in (field.name for field in dataclasses.fields(config))
         if prefix + name not in HIDDEN
     ]
 

@@ -40,5 +40,9 @@ class Registry:
 MODELS = Registry(
     {
         "gpt": "scratchlm.models.gpt:GPT",
+        "rnn": "scratchlm.models.rnn:RNN",
+        "lstm": "scratchlm.models.lstm:LSTM",
+        "gru": "scratchlm.models.gru:GRU",
+        "bigram": "scratchlm.models.bigram:Bigram",
     }
 )
