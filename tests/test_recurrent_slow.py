@@ -18,9 +18,10 @@ from tasks import COPY_VOCABULARY, copy_memory
 pytestmark = pytest.mark.slow
 
 GRAPHEMES = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
-VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
-CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
-PHONEMES = ["<pad>", "<unk>", "<s>", "</s>", *sorted([v + s for v in VOWELS for s in "012"] + [*CONSONANTS, "UW"])]
+VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
+CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
+STRESSED = [vowel + stress for vowel in VOWELS.split() for stress in "012"]
+PHONEMES = ["<pad>", "<unk>", "<s>", "</s>", *sorted([*STRESSED, *CONSONANTS.split(), "UW"])]
 LONGEST = 20
 KNOWN = {  # as dictionaries have them
     "mother": "M AH1 DH ER0",
@@ -41,7 +42,7 @@ change circle clear cloud coffee color copper corner cotton country cover dance 
 dream early east engine evening family father finger finish flower forest garden glass green ground hammer happy heart
 holiday horse hospital island journey kitchen language laughter letter little machine market meadow message middle
 minute mirror modern money monkey morning mother mountain music nature never north number object ocean office orange
-""".split()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +79,32 @@ def test_trained_weights_of_g2p_spell_as_in_torchs_gru(g2p):
         for array, one, other in zip(arrays, mine, theirs[part].parameters(), strict=True):
             one.copy_(array)
             other.copy_(array)
-    assert len(WORDS) >= 100
-    spelled = {word: spell(g2p, lambda part, x, h: ours[part](x, (h,))[0], word) for word in WORDS}
-    assert spelled == {word: spell(g2p, lambda part, x, h: theirs[part](x, h[None])[0], word) for word in WORDS}
+    words = WORDS.split()
+    assert len(words) >= 100
+    spelled = {word: spell(g2p, lambda part, x, h: ours[part](x, (h,))[0], word) for word in words}
+    assert spelled == {word: spell(g2p, lambda part, x, h: theirs[part](x, h[None])[0], word) for word in words}
     right = [word for word, phonemes in KNOWN.items() if spelled[word] == phonemes]
     assert len(right) >= 8, {word: spelled[word] for word in KNOWN}
 
 
-def test_an_elman_network_does_not_carry_ten_symbols_over_200_steps():
-    """Its loss stays where it is for who remembers nothing. Paper: Arjovsky et al. 2016, figure 1."""
+def loss_of_copying(gap, steps=400):
+    """Nats for each symbol that an Elman network loses at the end of a short training; ln 8 without a memory."""
     torch.manual_seed(0)
     model = MODELS["rnn"](MODELS["rnn"].Config(vocab_size=COPY_VOCABULARY, dim=32, hidden_dim=64, depth=2))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     generator = torch.Generator().manual_seed(1)
     losses = []
-    for _ in range(400):
-        total, count = loss_sum(model, copy_memory(16, 200, generator))
+    for _ in range(steps):
+        total, count = loss_sum(model, copy_memory(16, gap, generator))
         optimizer.zero_grad()
         (total / count).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(total.item() / count)
-    assert sum(losses[-50:]) / 50 == pytest.approx(math.log(8), abs=0.05)
+    return sum(losses[-50:]) / 50
+
+
+def test_an_elman_network_carries_ten_symbols_over_a_few_steps_but_not_over_200():
+    """Paper: Arjovsky et al. 2016, figure 1."""
+    assert loss_of_copying(2) < 0.8 * math.log(8)
+    assert loss_of_copying(200) == pytest.approx(math.log(8), abs=0.05)
