@@ -52,9 +52,9 @@ class Recurrence(Recordable, ABC):
     @staticmethod
     @abstractmethod
     def unroll(x: Tensor, weights: Memory, memory: Memory) -> tuple[Tensor, Memory, Memory]:
-        """All steps: the hidden vectors, the memory after them, and what `unroll_backward` needs.
+        """All steps at once, weights being W_ih, W_hh, b_ih, b_hh.
 
-        Shapes: x (T, B, I), weights W_ih, W_hh, b_ih, b_hh -> (T, B, H), (B, H) each, any.
+        Shapes: x (T, B, I) -> all hidden vectors (T, B, H), the memory after them, and what `unroll_backward` keeps.
         """
 
     @staticmethod
@@ -64,8 +64,8 @@ class Recurrence(Recordable, ABC):
     ) -> tuple[Tensor, Tensor, Tensor, Memory]:
         """Backpropagation through time, from the gradients of the hidden vectors (T, B, H) and of the last memory.
 
-        Shapes: the gradients of W_ih x_t + b_ih and of W_hh h_{t-1} + b_hh (T, B, G H), the hidden vectors h_{t-1}
-        (T, B, H), and the gradients of the first memory (B, H) each.
+        Shapes: gradients of W_ih x_t + b_ih and of W_hh h_{t-1} + b_hh (T, B, G H), h_{t-1} itself (T, B, H), and the
+        gradients of the first memory (B, H) each.
         """
 
     def initial_memory(self, nothing: Tensor) -> Memory:
@@ -73,14 +73,12 @@ class Recurrence(Recordable, ABC):
         zeros = self.input(nothing).new_zeros(nothing.shape[1], self.recurrent.in_features)
         return (zeros,) * len(self.vectors)
 
-    def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """Shapes: (T, B, I), (B, H) each -> (T, B, H), (B, H) each."""
+    def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:  # (T, B, I) -> (T, B, H)
         if self.listener is not None:
             return self.plain(x, memory, self.listener)
-        fast: Callable[..., tuple[Tensor, Memory]] = self.fast
-        if torch.compiler.is_compiling():  # a graph would hold each step; and asking sooner loads the compiler, 1.4 s
-            fast = torch.compiler.disable(fast)
-        return fast(x, memory)
+        if torch.compiler.is_compiling():  # a graph would hold each step; a decorator would load the compiler, 1.4 s
+            return torch.compiler.disable(self.fast)(x, memory)
+        return self.fast(x, memory)
 
     def plain(self, x: Tensor, memory: Memory, listener: Callable[[str, Tensor], None]) -> tuple[Tensor, Memory]:
         """The loop as it is written in books, which `fast` equals; autograd differentiates it."""
@@ -120,17 +118,11 @@ class _Unrolled(torch.autograd.Function):
                 "and autograd can differentiate that twice"
             )
         x, w_input, w_recurrent, *kept = ctx.saved_tensors
-        projected, recurrent, before, first = ctx.layer.unroll_backward(tuple(kept), w_recurrent, gradient, memory)
-        projected, recurrent = projected.flatten(0, 1), recurrent.flatten(0, 1)  # (T B, G H)
-        return (
-            None,
-            (projected @ w_input).view_as(x),
-            projected.t() @ x.flatten(0, 1),
-            recurrent.t() @ before.flatten(0, 1),  # the sum over all steps, in one product
-            projected.sum(0),
-            recurrent.sum(0),
-            *first,
-        )
+        *flat, first = ctx.layer.unroll_backward(tuple(kept), w_recurrent, gradient, memory)
+        projected, recurrent, before = (tensor.flatten(0, 1) for tensor in flat)  # (T B, G H), (T B, H)
+        # the gradient of a weight is a sum over all steps: one product
+        weights = (projected.t() @ x.flatten(0, 1), recurrent.t() @ before, projected.sum(0), recurrent.sum(0))
+        return None, (projected @ w_input).view_as(x), *weights, *first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +130,7 @@ class RecurrentConfig:
     """The shape of a recurrent model; a subclass documents it for its cell."""
 
     gates = 1
-    hidden_per_dim = 1  # of the shapes that `sized` tries
+    hidden_per_dim = 1  # in the shapes that `sized` tries
 
     vocab_size: int
     dim: int = 128
@@ -205,7 +197,6 @@ class Block(nn.Module):
         self.dropout = config.dropout
 
     def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
-        """Shapes: (T, B, D), (B, H) each -> (T, B, D), (B, H) each."""
         hidden, memory = self.recurrence(self.recurrence_norm(x), memory)
         x = x + variational_dropout(self.recurrence_output(hidden), self.dropout, self.training)
         hidden = F.gelu(self.mlp_hidden(self.mlp_norm(x)))
@@ -229,9 +220,8 @@ class RecurrentModel(LanguageModel):
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(
-            Block(self.Layer(config.dim, config.hidden_dim), config) for _ in range(config.depth)
-        )
+        layers = (self.Layer(config.dim, config.hidden_dim) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(layer, config) for layer in layers)
         self.final_norm = LayerNorm(config.dim)
         self.reset_parameters()
 
@@ -250,9 +240,8 @@ class RecurrentModel(LanguageModel):
         self, batch_size: int, capacity: int | None = None, source: Source | None = None
     ) -> RecurrentState:
         nothing = self.token_embedding(self.token_embedding.weight.new_zeros(0, batch_size, dtype=torch.int64))
-        return RecurrentState(
-            length=0, memories=[cast(Block, block).recurrence.initial_memory(nothing) for block in self.blocks]
-        )
+        memories = [cast(Block, block).recurrence.initial_memory(nothing) for block in self.blocks]
+        return RecurrentState(length=0, memories=memories)
 
     def forward(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState | None]:
         at = self.position(tokens, state)

@@ -84,3 +84,15 @@ class RNN(RecurrentModel):
 
     Config = RNNConfig
     Layer = Elman
+
+
+RNN.presets = {
+    "laptop": {  # at most four minutes on two cores
+        "steps": 3000,
+        "batch_size": 16,
+        "window": 128,
+        "eval_every": 500,
+        "model": {"dim": 128, "hidden_dim": 256, "depth": 3},
+        "optim": {"lr": 5e-3, "min_lr": 5e-4, "warmup": 100, "beta2": 0.99},
+    },
+}
