@@ -843,6 +843,14 @@ def test_presets_are_shown_as_settings(cli, preset):
     assert config["optim"]["lr"] == settings["optim"]["lr"]
 
 
+def test_presets_of_one_name_are_told_apart_by_the_architecture(cli):
+    assert 'arch = "gpt"' in cli("presets", "show", "laptop").out
+    assert 'arch = "gru"' in cli("presets", "show", "laptop", "gru").out
+    result = cli("presets", "show", "gpt2", "gru")
+    assert (result.code, result.out) == (2, "")
+    assert "no preset 'gpt2' of gru" in result.err
+
+
 def test_data(cli):
     listed = cli("data", "list").out
     assert re.search(r"^shakespeare +here ", listed, re.MULTILINE)

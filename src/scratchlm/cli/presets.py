@@ -1,7 +1,6 @@
 """scratchlm presets: settings by name."""
 
 import sys
-from typing import Any
 
 import tomli_w
 from cyclopts import App
@@ -26,20 +25,19 @@ def list_() -> int:
 
 
 @app.command
-def show(preset: str, /) -> int:
+def show(preset: str, arch: str | None = None, /) -> int:
     """Show a preset as a file of settings, which --config takes.
 
     Parameters
     ----------
     preset
         Its name.
+    arch
+        Its architecture; without it the first that has a preset of this name.
     """
-    found: dict[str, dict[str, Any]] = {
-        arch: without_vocabulary(preset_settings(arch, preset)) for arch in MODELS if preset in MODELS[arch].presets
-    }
-    if not found:
-        names = {name for arch in MODELS for name in MODELS[arch].presets}
-        raise InputError(f"no preset {preset!r}: {did_you_mean(preset, names)}")
-    for arch, settings in found.items():
-        sys.stdout.write(tomli_w.dumps({"arch": arch, **settings}))
+    having = [name for name in ([arch] if arch else MODELS) if preset in MODELS[name].presets]
+    if not having:
+        names = {name for one in ([arch] if arch else MODELS) for name in MODELS[one].presets}
+        raise InputError(f"no preset {preset!r}{f' of {arch}' if arch else ''}: {did_you_mean(preset, names)}")
+    sys.stdout.write(tomli_w.dumps({"arch": having[0], **without_vocabulary(preset_settings(having[0], preset))}))
     return 0

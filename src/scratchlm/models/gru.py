@@ -112,7 +112,7 @@ class GRU(RecurrentModel):
 
 
 GRU.presets = {
-    "laptop": {  # at most four minutes on two cores
+    "laptop": {  # sized for four minutes on two cores
         "steps": 2500,
         "batch_size": 16,
         "window": 128,

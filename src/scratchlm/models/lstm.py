@@ -116,7 +116,7 @@ class LSTM(RecurrentModel):
 
 
 LSTM.presets = {
-    "laptop": {  # at most four minutes on two cores
+    "laptop": {  # sized for four minutes on two cores
         "steps": 2000,
         "batch_size": 16,
         "window": 128,
