@@ -34,7 +34,7 @@ def our_step(tokens, targets):
     step, batch, parameters = TrainingStep(model), Batch(tokens, targets), list(model.parameters())
 
     def run():
-        total, count = step(batch)
+        total, count, _ = step(batch)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scratchlm import evaluation
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
-from scratchlm.evaluation import evaluate
+from scratchlm.evaluation import carried_loss, evaluate
 from scratchlm.models.gpt import GPT, GPTConfig
 from scratchlm.tokenizers import ByteTokenizer, CharacterTokenizer
 from toy import Toy
@@ -65,3 +66,19 @@ def test_dropout_is_off_and_the_mode_comes_back(training):
 def test_what_cannot_be_scored_is_refused(length, window, message):
     with pytest.raises(InputError, match=message):
         evaluate(GPT(GPT.Config.tiny()), Tokens.of(np.zeros(length, dtype=np.uint8)), LENGTHS, window)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1024])
+def test_a_carried_loss_predicts_every_token_with_its_whole_history(chunk, monkeypatch):
+    monkeypatch.setattr(evaluation, "CARRIED_CHUNK", chunk)
+    model, ids = Toy(Toy.Config.tiny()).double(), torch.randint(0, 23, (150,))
+    with torch.no_grad():
+        expected = F.cross_entropy(model.readout(model(ids[None, :-1])[0])[0], ids[1:])
+    assert carried_loss(model, Tokens.of(ids.numpy())) == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_a_carried_loss_needs_an_open_context_and_a_target():
+    with pytest.raises(InputError, match="without a context limit; this one reads 24 tokens"):
+        carried_loss(GPT(GPT.Config.tiny()), Tokens.of(np.arange(9)))
+    with pytest.raises(InputError, match="has 1 tokens, and a loss needs two"):
+        carried_loss(Toy(Toy.Config.tiny()), Tokens.of(np.arange(1)))

@@ -6,16 +6,21 @@ import math
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runs import SETTINGS, die_once, metrics_without_clock, same_end
 from scratchlm import checkpoint, evaluation
 from scratchlm.config import OptimConfig
-from scratchlm.data.batches import Batch, TrainingWindows
+from scratchlm.data.batches import Batch, CarriedStreams, TrainingWindows
 from scratchlm.data.shards import Tokens
+from scratchlm.errors import InputError
 from scratchlm.models import MODELS
 from scratchlm.training import loop, optim
+from toy import Toy
 
 
 @pytest.mark.parametrize("name", list(MODELS))
@@ -177,11 +182,11 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(new_run, m
     original = loop.TrainingStep.forward
     calls = itertools.count(1)
 
-    def forward(self, batch):
-        total, count = original(self, batch)
+    def forward(self, *arguments):
+        total, count, state = original(self, *arguments)
         if next(calls) == 6:
             total = total * math.nan if broken == "loss" else total + (total - total.detach()) * math.inf
-        return total, count
+        return total, count, state
 
     monkeypatch.setattr(loop.TrainingStep, "forward", forward)
     with pytest.raises(loop.DivergenceError, match=r"diverged at step 6: .*learning rate .*gradient norm .*--optim.lr"):
@@ -252,3 +257,82 @@ def test_the_file_of_a_checkpoint_is_whole_or_not_there(new_run, monkeypatch):
     monkeypatch.undo()
     list(loop.train(run))
     assert run.checkpoint("last").step == 12
+
+
+# --- carried streams ---------------------------------------------------------------------------------------------
+
+CARRIED = {"arch": "toy", "carry": True, "window": 16, "model": {}}
+
+
+def test_windows_with_a_carried_state_are_one_long_window():
+    model = Toy(Toy.Config.tiny()).double()
+    step = loop.TrainingStep(model, carry=True)
+    tokens = torch.randint(0, 23, (3, 33))
+    whole, count, _ = step(Batch(tokens[:, :-1], tokens[:, 1:]))
+    first, _, state = step(Batch(tokens[:, :16], tokens[:, 1:17]))
+    second, _, after = step(Batch(tokens[:, 16:32], tokens[:, 17:33]), state)
+    torch.testing.assert_close(first + second, whole, rtol=1e-12, atol=1e-12)
+    assert (count, state.length, after.length) == (96, 16, 32)
+    assert not any(leaf.requires_grad for leaf in after.hidden), "a step's graph ends with it"
+    features = [model(tokens[:, :32])[0], model(tokens[:, :16])[0], model(tokens[:, 16:32], state)[0]]
+    torch.testing.assert_close(torch.cat(features[1:], 1), features[0], rtol=1e-12, atol=1e-12)
+
+
+def test_without_carry_no_state_goes_in_or_out():
+    batch = Batch(torch.ones(2, 4, dtype=torch.int64), torch.ones(2, 4, dtype=torch.int64))
+    assert loop.TrainingStep(Toy(Toy.Config.tiny()))(batch)[2] is None
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 80), st.integers(0, 5), st.integers(0, 40))
+def test_streams_go_on_where_they_ended_and_read_each_token_once_an_epoch(window, rows, more, seed, step):
+    ids = np.arange(window * rows + 1 + more)
+    streams = CarriedStreams(Tokens.of(ids), window, rows, seed)
+    epoch, place = divmod(step, streams.count)
+    batches = [streams.batch(epoch * streams.count + at) for at in range(streams.count)]
+    assert [batch.continues for batch in batches] == [at > 0 for at in range(streams.count)]
+    for before, after in itertools.pairwise(batches):
+        assert torch.equal(after.tokens[:, 0], before.tokens[:, -1] + 1)
+    read = torch.cat([batch.tokens.flatten() for batch in batches])
+    assert len(read) == len(set(read.tolist())) == streams.count * window * rows
+    assert len(ids) - len(read) <= window * (rows + 1), "what an epoch leaves out is less than a window of each stream"
+    again = CarriedStreams(Tokens.of(ids), window, rows, seed).batch(step)
+    assert torch.equal(again.tokens, batches[place].tokens), "a function of seed and step"
+    assert all(torch.equal(batch.targets, batch.tokens + 1) for batch in batches)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize(("dies_in", "at"), [("update", 1), ("update", 7), ("evaluate", 4), ("report", 10)])
+def test_a_carried_run_that_dies_goes_on_bit_for_bit(new_run, toy_registered, accumulate, dies_in, at):
+    killed, untouched = (new_run(**CARRIED, accumulate=accumulate, save_minutes=1e-9) for _ in range(2))
+    list(loop.train(untouched))
+    die_once(killed, dies_in, at)
+    list(loop.train(killed))
+    same_end(killed, untouched)
+    carried = [name for name in untouched.checkpoint("last").optimizer() if name.startswith("carried|")]
+    assert len(carried) == 3 * accumulate, "two layers and the length, of each part"
+
+
+def test_a_carried_state_changes_what_is_learned_and_parts_change_nothing_but_rounding(new_run, toy_registered):
+    fresh, carried, parts = new_run(**{**CARRIED, "carry": False}), new_run(**CARRIED), new_run(**CARRIED, accumulate=4)
+    for run in (fresh, carried, parts):
+        list(loop.train(run))
+    losses = [[line["loss"] for line in run.metrics()] for run in (fresh, carried, parts)]
+    assert losses[0] != losses[1]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5)
+    scored = [line for line in carried.metrics() if "val_loss" in line]
+    assert all(line["carried_nats_per_token"] != line["val_loss"] for line in scored)
+    model, _ = checkpoint.load(carried.path)
+    assert scored[-1]["carried_nats_per_token"] == evaluation.carried_loss(model, carried.splits()["validation"])
+    assert not any("carried_nats_per_token" in line for line in fresh.metrics())
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"carry": True}, "carry needs a model without a context limit.*gpt reads 16 tokens; leave carry out"),
+    ({**CARRIED, "batch_size": 400}, "400 streams with a window of 16 need 6401: give a longer text, a smaller"),
+])  # fmt: skip
+def test_what_cannot_be_carried_is_refused(new_run, toy_registered, tmp_path, settings, message):
+    before = set(tmp_path.iterdir())
+    with pytest.raises(InputError, match=message):
+        new_run(**settings)
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "text.txt"}

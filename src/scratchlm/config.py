@@ -68,6 +68,7 @@ class RunConfig:
         horizon: Steps that the schedule is laid out for; none: all of them. Steps beyond it run at its last rate.
         batch_size: Windows in a step.
         window: Tokens of a window; none: the model's context, or 256 where it has no limit.
+        carry: Read the text in streams and carry the state from window to window (truncated backpropagation).
         accumulate: Parts that a step's batch is computed in, to save memory.
         eval_every: Steps between evaluations.
         log_every: Steps between lines of metrics.jsonl.
@@ -92,6 +93,7 @@ class RunConfig:
     horizon: int | None = None
     batch_size: int = 16
     window: int | None = None
+    carry: bool = False
     accumulate: int = 1
     eval_every: int = 250
     log_every: int = 10
@@ -118,6 +120,11 @@ class RunConfig:
         if self.window is not None and not 1 <= self.window <= (limit or self.window):
             fits = f" and fit the model's context of {limit}" if limit else ""
             raise ValueError(f"window is {self.window}; it must be at least 1{fits}")
+        if self.carry and limit is not None:
+            raise ValueError(
+                f"carry needs a model without a context limit, since a stream has no end, and {self.arch} reads "
+                f"{limit} tokens; leave carry out, or train an architecture without a limit, such as an RNN"
+            )
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"the seed is {self.seed}; it must be at least 0 and below 2**63")
         if not self.save_minutes > 0:

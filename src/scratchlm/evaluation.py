@@ -1,7 +1,10 @@
 """Exact losses: a whole split, every target counted once."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,31 +16,40 @@ from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.model import LanguageModel
 
+CARRIED_CHUNK = 1024  # tokens of a continuous pass that are read at once; what comes out does not depend on it
 LOGITS_IN_MEMORY = 1 << 25  # logits of one batch at most: 128 MiB in float32
 
 
-def loss_sum(model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
-    """The negative log-likelihood of a batch's targets, summed, and how many they are.
+def loss_and_state(model: LanguageModel, batch: Batch, state: Any) -> tuple[Tensor, Any]:
+    """The negative log-likelihood of a batch's targets after what `state` remembers, summed, and the state after it.
 
     Units: nats. The sum is a scalar in float32 or wider, on the model's device.
     """
-    state = None
-    if batch.source is not None:
-        state = model.initial_state(len(batch.tokens), source=batch.source)
-    features, _ = model(batch.tokens, state)
+    features, state = model(batch.tokens, state)
     logits = model.readout(features).flatten(0, 1)  # (B * T, V)
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"), batch.target_count
+    return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"), state
+
+
+def loss_sum(model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
+    """The negative log-likelihood of a batch's targets, summed, and how many they are. Units: nats."""
+    source = batch.source
+    state = None if source is None else model.initial_state(len(batch.tokens), source=source)
+    return loss_and_state(model, batch, state)[0], batch.target_count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well a model predicts a split: `nats_per_token` over `tokens` targets that stand for `bytes` bytes."""
+    """How well a model predicts a split: `nats_per_token` over `tokens` targets that stand for `bytes` bytes.
+
+    `carried_nats_per_token` is the loss where every target is predicted with its whole history, if that was asked for.
+    """
 
     nats_per_token: float
     tokens: int
     bytes: int
+    carried_nats_per_token: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -50,6 +62,23 @@ class Score:
         return self.nats_per_token * self.tokens / max(self.bytes, 1) / math.log(2)
 
 
+def _require_targets(tokens: Tokens) -> None:
+    if len(tokens) < 2:
+        raise InputError(f"the split has {len(tokens)} tokens, and a loss needs two; give more text")
+
+
+@contextmanager
+def _scoring(model: LanguageModel) -> Iterator[None]:
+    """No dropout and no gradients; the model's mode is left as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
 def evaluate(model: LanguageModel, tokens: Tokens, token_lengths: np.ndarray, window: int) -> Score:
     """The loss over a whole split, cut in back-to-back windows, no state carried between them.
 
@@ -58,20 +87,35 @@ def evaluate(model: LanguageModel, tokens: Tokens, token_lengths: np.ndarray, wi
     """
     if window < 1 or (model.context is not None and window > model.context):
         raise InputError(f"a window of {window} tokens does not fit the model: it reads 1 to {model.context}")
-    if len(tokens) < 2:
-        raise InputError(f"the split has {len(tokens)} tokens, and a loss needs two; give more text")
+    _require_targets(tokens)
     device = next(model.parameters()).device
     rows = max(1, min(64, LOGITS_IN_MEMORY // (window * model.config.vocab_size)))
     total, count, size = 0.0, 0, 0
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in evaluation_batches(tokens, window, rows):
-                batch_sum, batch_count = loss_sum(model, batch.to(device))
-                total += batch_sum.item()
-                count += batch_count
-                size += int(token_lengths[batch.targets.numpy()].sum())
-    finally:
-        model.train(training)
+    with _scoring(model):
+        for batch in evaluation_batches(tokens, window, rows):
+            batch_sum, batch_count = loss_sum(model, batch.to(device))
+            total += batch_sum.item()
+            count += batch_count
+            size += int(token_lengths[batch.targets.numpy()].sum())
     return Score(nats_per_token=total / count, tokens=count, bytes=size)
+
+
+def carried_loss(model: LanguageModel, tokens: Tokens) -> float:
+    """The mean loss over a split in one continuous pass: every target is predicted with all that comes before it.
+
+    Units: nats per token. One row is read from end to end, so it takes longer than `evaluate`.
+    Raises InputError where the split has no target, or where the model's context is limited.
+    """
+    if model.context is not None:
+        raise InputError(
+            f"a carried state needs a model without a context limit; this one reads {model.context} tokens"
+        )
+    _require_targets(tokens)
+    device = next(model.parameters()).device
+    total = 0.0
+    with _scoring(model):
+        state = model.initial_state(1)
+        for batch in evaluation_batches(tokens, CARRIED_CHUNK, 1):
+            batch_sum, state = loss_and_state(model, batch.to(device), state)
+            total += batch_sum.item()
+    return total / (len(tokens) - 1)

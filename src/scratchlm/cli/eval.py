@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -12,7 +13,7 @@ from scratchlm.cli.flags import OptionalInt
 from scratchlm.cli.sample import introduce
 from scratchlm.data.shards import Tokens, encode_documents
 from scratchlm.errors import InputError
-from scratchlm.evaluation import evaluate
+from scratchlm.evaluation import carried_loss, evaluate
 from scratchlm.training.setup import read_data
 
 
@@ -62,10 +63,13 @@ def command(
     else:
         tokens, what = Tokens.of(encode_documents(read_data(data, errors), tokenizer)), data
     score = evaluate(model, tokens, tokenizer.token_lengths(), config.training_window if window is None else window)
+    if model.context is None:
+        score = replace(score, carried_nats_per_token=carried_loss(model, tokens))
     figures = {
         "nats_per_token": score.nats_per_token,
         "perplexity": score.perplexity if math.isfinite(score.perplexity) else None,
         "bits_per_byte": score.bits_per_byte,
+        **({} if model.context is not None else {"carried_nats_per_token": score.carried_nats_per_token}),
         "tokens": score.tokens,
         "bytes": score.bytes,
         "step": found.step,
@@ -78,4 +82,6 @@ def command(
         f"{what}: {score.nats_per_token:.4f} nats per token, perplexity {score.perplexity:.3f}, "
         f"{score.bits_per_byte:.4f} bits per byte ({score.tokens:,} tokens, {score.bytes:,} bytes)"
     )
+    if score.carried_nats_per_token is not None:
+        print(f"in one pass with the state carried: {score.carried_nats_per_token:.4f} nats per token")
     return 0

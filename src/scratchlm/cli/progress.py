@@ -14,18 +14,9 @@ from scratchlm.checkpoint import RunFolder, load
 from scratchlm.generation import Sampling, stream
 from scratchlm.tokenizers import IncrementalDecoder, Tokenizer
 from scratchlm.training.loggers import open_logger
-from scratchlm.training.loop import (
-    SAMPLE_TEMPERATURE,
-    DivergenceError,
-    Ended,
-    Evaluated,
-    PassedOver,
-    Record,
-    Sampled,
-    Started,
-    train,
-)
-from scratchlm.training.loop import Progress as Line
+from scratchlm.training.loop import SAMPLE_TEMPERATURE, train
+from scratchlm.training.records import DivergenceError, Ended, Evaluated, PassedOver, Record, Sampled, Started
+from scratchlm.training.records import Progress as Line
 
 PLAIN_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
 FINAL_SAMPLES, FINAL_TOKENS = 3, 400
@@ -129,9 +120,11 @@ class _View:
                         f"evaluation{'s' if record.worse > 1 else ''}"
                     )
                 )
+                carried = record.score.carried_nats_per_token
                 say(
                     f"step {record.step:,}: validation loss {record.score.nats_per_token:.4f} nats per token, "
                     f"{record.score.bits_per_byte:.4f} bits per byte ({best})"
+                    + ("" if carried is None else f"; {carried:.4f} nats with the state carried")
                 )
             case Sampled():
                 text = whole_characters(self.tokenizer, record.tokens)

@@ -4,7 +4,7 @@ Letters in shapes: B batch, T tokens of a window.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -20,24 +20,29 @@ IGNORED = -100  # a target that is not counted
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a model reads and what it should say: tokens (B, T), targets (B, T), IGNORED where there is none."""
+    """What a model reads and what it should say: tokens (B, T), targets (B, T), IGNORED where there is none.
+
+    `continues`: each row goes on where that row of the batch before ended.
+    """
 
     tokens: Tensor
     targets: Tensor
     source: Source | None = None
+    continues: bool = False
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
         source = self.source and Source(self.source.ids.to(device), self.source.lengths.to(device))
-        return Batch(self.tokens.to(device, non_blocking=True), self.targets.to(device, non_blocking=True), source)
+        tokens, targets = (ids.to(device, non_blocking=True) for ids in (self.tokens, self.targets))
+        return replace(self, tokens=tokens, targets=targets, source=source)
 
     def slices(self, parts: int) -> list["Batch"]:
         """The batch in `parts` micro-batches of rows, as even as can be; never more parts than rows."""
         rows = np.array_split(np.arange(len(self.tokens)), min(parts, len(self.tokens)))
-        stretches = [slice(r[0], r[-1] + 1) for r in rows]
+        sources = [self.source and Source(self.source.ids[r], self.source.lengths[r]) for r in rows]
         return [
-            Batch(self.tokens[r], self.targets[r], self.source and Source(self.source.ids[r], self.source.lengths[r]))
-            for r in stretches
+            replace(self, tokens=self.tokens[r[0] : r[-1] + 1], targets=self.targets[r[0] : r[-1] + 1], source=source)
+            for r, source in zip(rows, sources, strict=True)
         ]
 
     @property
@@ -85,6 +90,37 @@ class TrainingWindows:
             starts[row] = int(order[0]) % self._phases + int(order[1 + place]) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
         return Batch(windows[:, :-1], windows[:, 1:])
+
+
+class CarriedStreams:
+    """The global batch for a state that is carried: the next windows of `batch_size` contiguous streams of a split.
+
+    Row r of a step goes on where row r of the step before ended, until the streams end and an epoch with them: each
+    token is read once an epoch. The first start is drawn anew each epoch, so the cuts move.
+    """
+
+    def __init__(self, tokens: Tokens, window: int, batch_size: int, seed: int) -> None:
+        """Raises InputError where the split is shorter than one window of each stream."""
+        if len(tokens) <= window * batch_size:
+            raise InputError(
+                f"the training text has {len(tokens)} tokens, and {batch_size} streams with a window of {window} need "
+                f"{window * batch_size + 1}: give a longer text, a smaller --window or a smaller --batch-size"
+            )
+        self._tokens, self._window, self._batch_size, self._seed = tokens, window, batch_size, seed
+        self.count = max(1, (len(tokens) - window) // (window * batch_size))  # windows of a stream
+        self._phases = min(window, len(tokens) - self.count * window * batch_size)
+
+    def epochs(self, steps: int) -> float:
+        """How often the text has been read after so many steps."""
+        return steps / self.count
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
+        epoch, place = divmod(step, self.count)
+        first = int(_order(self._seed, epoch, 0)[0]) % self._phases
+        starts = first + (np.arange(self._batch_size) * self.count + place) * self._window
+        windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
+        return Batch(windows[:, :-1], windows[:, 1:], continues=place > 0)
 
 
 def evaluation_batches(tokens: Tokens, window: int, batch_size: int) -> Iterator[Batch]:

@@ -26,106 +26,27 @@ from scratchlm.checkpoint import (
     restore_weights,
 )
 from scratchlm.config import RunConfig
-from scratchlm.data.batches import TrainingWindows
 from scratchlm.errors import InputError
-from scratchlm.evaluation import Score, evaluate
+from scratchlm.evaluation import Score, carried_loss, evaluate
 from scratchlm.generation import Sampling, stream
+from scratchlm.model import State
 from scratchlm.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
-from scratchlm.training.step import TrainingStep
+from scratchlm.training.records import (
+    DivergenceError,
+    Ended,
+    Evaluated,
+    PassedOver,
+    Progress,
+    Record,
+    Sampled,
+    Saved,
+    Started,
+)
+from scratchlm.training.setup import training_batches
+from scratchlm.training.step import TrainingStep, restore_states, state_tensors
 
 SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Started:
-    """A run begins, or goes on after `step`."""
-
-    step: int
-    config: RunConfig
-    device: str
-    parameters: int
-    train_tokens: int
-    epochs: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """A line of metrics.jsonl: means over the steps since the line before. Units: nats, tokens, seconds of training."""
-
-    step: int
-    loss: float
-    tokens: int
-    lr: float
-    grad_norm: float
-    seconds: float
-    score: Score | None = None
-
-    def line(self) -> dict[str, Any]:
-        """The line's fields."""
-        fields = {name: getattr(self, name) for name in ("step", "loss", "tokens", "lr", "grad_norm", "seconds")}
-        if self.score is not None:
-            fields |= {"val_loss": self.score.nats_per_token, "val_bits_per_byte": self.score.bits_per_byte}
-        return fields
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluated:
-    """The validation split was scored: the best so far, or worse than it for `worse` evaluations."""
-
-    step: int
-    score: Score
-    best_step: int
-    best_loss: float
-    worse: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampled:
-    """What the model says now, prompted with the tokenizer's start."""
-
-    step: int
-    tokens: list[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Saved:
-    """A checkpoint was written."""
-
-    step: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """The run is over: all steps done, stopped early for want of progress, or stopped by request."""
-
-    step: int
-    reason: str  # finished, early or stopped
-    already: bool = False  # it was finished before
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassedOver:
-    """A newer checkpoint than the one of `step` is damaged, as the message says, and was set aside."""
-
-    step: int
-    message: str
-
-
-Record = Started | Progress | Evaluated | Sampled | Saved | PassedOver | Ended
-
-
-class DivergenceError(Exception):
-    """The loss or its gradient is no longer a number."""
-
-    def __init__(self, step: int, loss: float, lr: float, grad_norm: float, good: int | None) -> None:
-        kept = "no checkpoint was taken before" if good is None else f"the checkpoint of step {good} is kept"
-        super().__init__(
-            f"the run diverged at step {step}: loss {loss}, learning rate {lr:.3g}, gradient norm {grad_norm:.3g}; "
-            f"{kept}. Try a lower rate (--optim.lr {lr / 3:.1g}), a longer warm-up (--optim.warmup), or clipping "
-            "(--optim.grad-clip 1)"
-        )
-        self.step, self.loss, self.lr, self.grad_norm = step, loss, lr, grad_norm
 
 
 @dataclass
@@ -141,6 +62,11 @@ class _Position:
     pending: list[dict[str, float]] = field(default_factory=list)  # steps since the last line
 
 
+def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Remove from `tensors` those whose names start so, and return them by the rest of their names."""
+    return {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
+
+
 class _Trainer:
     """A run in memory. `train` drives it."""
 
@@ -151,12 +77,13 @@ class _Trainer:
         runtime.seed_everything(config.seed)
         self.model = build_model(config).to(self.device)
         self.window = config.training_window
-        self.windows = TrainingWindows(splits["train"], self.window, config.batch_size, config.seed)
+        self.batches = training_batches(config, splits["train"])
         self.train_tokens, self.validation = len(splits["train"]), splits["validation"]
         self.token_lengths = self.tokenizer.token_lengths()
         self.optimizer = make_optimizer(self.model, config.optim)
         self.parameters = list(self.model.parameters())
-        self.step_module = TrainingStep(self.model)
+        self.step_module = TrainingStep(self.model, config.carry)
+        self.states: list[State | None] = [None] * config.accumulate  # what each part of a batch carries to the next
         self.at = _Position()
         self._unread: list[tuple[int, float, Tensor, Tensor]] = []  # losses that may still be on the device
         self._newest = (math.nan, 0.0, math.nan)  # loss, rate and gradient norm of the newest step
@@ -181,10 +108,10 @@ class _Trainer:
         checkpoint, damaged = self.run.find("last", MODEL, OPTIMIZER)
         state, tensors = checkpoint.state(), checkpoint.optimizer()
         restore_weights(self.model, checkpoint)
-        restore_optimizer(
-            self.model, self.optimizer, ((k, v) for k, v in tensors.items() if not k.startswith("random|"))
-        )
-        runtime.set_random_state({k.removeprefix("random|"): v for k, v in tensors.items() if k.startswith("random|")})
+        random, carried = (_take(tensors, prefix) for prefix in ("random|", "carried|"))
+        restore_optimizer(self.model, self.optimizer, tensors.items())
+        runtime.set_random_state(random)
+        self.states = restore_states(self.model, carried, self.config.accumulate)
         self.run.cut_metrics(state["metrics"])
         self.at, self._saved = _Position(**state["position"]), checkpoint
         for newer in self.run.checkpoints():
@@ -208,6 +135,7 @@ class _Trainer:
         self._score = None
         tensors = optimizer_tensors(self.model, self.optimizer)
         tensors |= {f"random|{name}": state for name, state in runtime.random_state().items()}
+        tensors |= {f"carried|{name}": tensor for name, tensor in state_tensors(self.states).items()}
         self._saved = self.run.save(self.at.step, self.model.state_dict(), tensors, self.state())
         self.run.prune(self.config.keep, self.at.best_step)
         self._saved_at = time.perf_counter()
@@ -227,11 +155,12 @@ class _Trainer:
         lr = learning_rate(at.step, config.horizon or config.steps, config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        batch = self.windows.batch(at.step)
+        batch = self.batches.batch(at.step)
         targets = batch.target_count
         total = torch.zeros((), device=self.device)
-        for part in batch.slices(config.accumulate):
-            part_sum, _ = self.step_module(part.to(self.device))
+        for index, part in enumerate(batch.slices(config.accumulate)):
+            before = self.states[index] if batch.continues else None
+            part_sum, _, self.states[index] = self.step_module(part.to(self.device), before)
             (part_sum / targets).backward()  # one division by the whole batch's targets: parts do not matter
             total += part_sum.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.optim.grad_clip or math.inf)
@@ -277,7 +206,7 @@ class _Trainer:
             device=str(self.device),
             parameters=sum(parameter.numel() for parameter in self.parameters),
             train_tokens=self.train_tokens,
-            epochs=self.windows.epochs(self.config.steps),
+            epochs=self.batches.epochs(self.config.steps),
         )
 
     def report(self) -> Iterator[Record]:
@@ -318,6 +247,8 @@ class _Trainer:
         score = evaluate(self.model, self.validation, self.token_lengths, self.window)
         if not math.isfinite(score.nats_per_token):
             raise self.diverged(at.step, score.nats_per_token, *self._newest[1:])
+        if self.config.carry:
+            score = replace(score, carried_nats_per_token=carried_loss(self.model, self.validation))
         self._score = score
         if at.best_loss is None or score.nats_per_token < at.best_loss:
             at.best_step, at.best_loss, at.worse = at.step, score.nats_per_token, 0

@@ -15,7 +15,7 @@ from scratchlm import runtime, tokenizers
 from scratchlm.checkpoint import RunFolder, build_model, meta_model
 from scratchlm.config import RunConfig, make_config
 from scratchlm.data import corpora
-from scratchlm.data.batches import TrainingWindows
+from scratchlm.data.batches import CarriedStreams, TrainingWindows
 from scratchlm.data.shards import SPLITS, Tokens, encode_documents, split_documents, write_shards
 from scratchlm.data.text import Errors, read_documents
 from scratchlm.errors import InputError
@@ -43,17 +43,21 @@ def read_data(source: str, errors: Errors = "strict") -> list[str]:
         raise InputError(f"cannot read {source}: {error.strerror}") from error
 
 
-def tokenize(
-    parts: Mapping[str, Sequence[str]], tokenizer: Tokenizer, split: Sequence[float], window: int
-) -> dict[str, np.ndarray]:
+def training_batches(config: RunConfig, tokens: Tokens) -> TrainingWindows | CarriedStreams:
+    """The batches that a run trains on. Raises InputError where the split is too small."""
+    kind = CarriedStreams if config.carry else TrainingWindows
+    return kind(tokens, config.training_window, config.batch_size, config.seed)
+
+
+def tokenize(parts: Mapping[str, Sequence[str]], tokenizer: Tokenizer, config: RunConfig) -> dict[str, np.ndarray]:
     """The splits as tokens. Raises InputError where one is too small to train on or to score."""
     tokens = {name: encode_documents(part, tokenizer) for name, part in parts.items()}
-    TrainingWindows(Tokens.of(tokens["train"]), window, batch_size=1, seed=0)
+    training_batches(config, Tokens.of(tokens["train"]))
     scored = len(tokens["validation"])
     if scored < 2:
         raise InputError(
             f"the validation text has {scored} tokens, and a loss needs two: give a longer text, or a "
-            f"larger share of it; --split says how it is shared, now {tuple(split)}"
+            f"larger share of it; --split says how it is shared, now {tuple(config.split)}"
         )
     return tokens
 
@@ -95,7 +99,7 @@ def create_run(
     shape = replace(config.model, vocab_size=tokenizer.vocab_size)
     asked = config = replace(config, model=shape)
     check_memory(config)
-    tokens = tokenize(parts, tokenizer, config.split, config.training_window)
+    tokens = tokenize(parts, tokenizer, config)
 
     if fit_seconds is not None:
         config = fit_steps(config, Tokens.of(tokens["train"]), len(tokens["validation"]), fit_seconds, device)
@@ -145,9 +149,8 @@ def check_memory(config: RunConfig) -> None:
 def fit_steps(config: RunConfig, train: Tokens, scored: int, seconds: float, device: torch.device) -> RunConfig:
     """The settings with as many steps as this machine does in so many seconds, if all would take a quarter longer."""
     model = build_model(config).to(device)
-    windows = TrainingWindows(train, config.training_window, config.batch_size, config.seed)
-    batch = windows.batch(0).to(device)
-    each = runtime.seconds_per_step(TrainingStep(model), model, batch)
+    batch = training_batches(config, train).batch(0).to(device)
+    each = runtime.seconds_per_step(TrainingStep(model, config.carry), model, batch)
     # an evaluation reads without going back: about a third of the work for each token
     evaluation = each / 3 * scored / batch.tokens.numel()
     total = config.steps * (each + evaluation / config.eval_every)
