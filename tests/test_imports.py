@@ -32,6 +32,10 @@ ALLOWED = {
     "interop": {"data", "errors", "files", "interop", "tokenizers"},
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},
+    "compare": {
+        "checkpoint", "compare", "config", "data", "errors", "evaluation", "files", "generation", "inspect", "model",
+        "models", "runtime", "tokenizers", "training",
+    },
     "training": {
         "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "interop", "model", "models",
         "runtime", "tokenizers", "training",
@@ -112,7 +116,9 @@ def test_an_architecture_is_read_in_750_lines():
         assert sum(len(one.read_text(encoding="utf-8").splitlines()) for one in read) <= 750, file.name
 
 
-@pytest.mark.parametrize("command", [["--help"], ["--version"], ["data", "list"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["--version"], ["data", "list"], ["train", "--help"], ["compare", "--help"]]
+)
 def test_what_needs_no_torch_does_not_import_it(command):
     script = "import sys; from scratchlm.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
     done = subprocess.run(

@@ -29,6 +29,16 @@ class ToyConfig:
     def tiny(cls):
         return cls(vocab_size=23)
 
+    @classmethod
+    def sized(cls, parameters, vocab_size, context=256):
+        def count(dim):
+            return 2 * vocab_size * dim + vocab_size + 2 * (2 * dim * dim + dim)
+
+        dim = min(range(1, 2049), key=lambda dim: abs(count(dim) - parameters))
+        if abs(count(dim) - parameters) > 0.02 * parameters:
+            raise ValueError(f"no Toy has {parameters:,} parameters within 2 %; the nearest has {count(dim):,}")
+        return cls(vocab_size=vocab_size, dim=dim)
+
 
 class ToyLayer(nn.Module):
     """h_t = tanh(W x_t + U h_{t-1} + b)."""

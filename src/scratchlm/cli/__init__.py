@@ -15,6 +15,7 @@ COMMANDS = {
     "resume": "Go on with a run that was stopped, or train a finished one for longer.",
     "sample": "Let a trained model write.",
     "eval": "Score a model on a whole split: nats per token, perplexity, bits per byte.",
+    "compare": "Compare architectures at one budget of parameters and tokens or time: a table, curves and a report.",
     "info": "Show a model's modules, parameters and operations.",
     "data": "List, show and fetch corpora.",
     "tokenizer": "Train tokenizers, use them, look into them, carry them to other libraries.",

@@ -38,9 +38,9 @@ def whole_characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
 def follow(run: RunFolder, steps: int | None = None) -> int:
     """Train the run and show it. Returns the exit code."""
     logger = open_logger(run.config().logger, run.path)
-    view = _View(run)
+    view = View(run)
     try:
-        with _stopping() as (stop, received), view.bar:
+        with stopping() as (stop, received), view.bar:
             for record in train(run, steps=steps, stop=stop):
                 view.show(record)
                 if isinstance(record, Line):
@@ -63,7 +63,7 @@ def follow(run: RunFolder, steps: int | None = None) -> int:
 
 
 @contextmanager
-def _stopping() -> Iterator[tuple[threading.Event, list[int]]]:
+def stopping() -> Iterator[tuple[threading.Event, list[int]]]:
     """An event that SIGINT and SIGTERM set; a second Ctrl-C interrupts at once."""
     stop, received = threading.Event(), []
 
@@ -81,7 +81,7 @@ def _stopping() -> Iterator[tuple[threading.Event, list[int]]]:
             signal.signal(number, handler)
 
 
-class _View:
+class View:
     """The bar and the lines of one run."""
 
     def __init__(self, run: RunFolder) -> None:
@@ -171,7 +171,7 @@ class _View:
             file.write(text)
 
 
-def finish(run: RunFolder, view: _View, ended: Ended) -> None:
+def finish(run: RunFolder, view: View, ended: Ended) -> None:
     """The end of a run: how it ended, the curve, the last samples, and what to do next."""
     best = run.best()
     if ended.reason == "early" and best:
@@ -189,7 +189,7 @@ def finish(run: RunFolder, view: _View, ended: Ended) -> None:
     say(f"write with it: scratchlm sample {run.path}{better}")
 
 
-def _draw(run: RunFolder, view: _View) -> None:
+def _draw(run: RunFolder, view: View) -> None:
     from scratchlm.inspect.curves import save_loss_curve  # matplotlib takes a second to import
 
     config = run.config()

@@ -1,18 +1,33 @@
-"""The loss curve of a run, as a picture."""
+"""Loss curves as pictures: of one run, and of several beside each other."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 TRAINING, VALIDATION = "#9ab8d8", "#c8442c"
+# told apart on white and on black, and by their markers where colours are not seen
+COLOURS = ("#2f7fc1", "#d9652b", "#2a9d6f", "#b565c7", "#a8862a", "#d14d72", "#4c9aa6", "#7a7f87")
+MARKERS = "os^Dvp*X"
+
+
+def _axes(figure: Figure, xlabel: str) -> Axes:
+    axes = figure.subplots()
+    axes.set(xlabel=xlabel, ylabel="loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
 
 
 def loss_figure(metrics: Sequence[dict[str, Any]], title: str) -> Figure:
     """Training and validation loss against tokens read, in nats per token; the best validation loss is named."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.subplots()
+    axes = _axes(figure, "tokens read (millions)")
     millions = [line["tokens"] / 1e6 for line in metrics]
     axes.plot(millions, [line["loss"] for line in metrics], color=TRAINING, linewidth=1, label="training")
     scored = [line for line in metrics if "val_loss" in line]
@@ -29,17 +44,50 @@ def loss_figure(metrics: Sequence[dict[str, Any]], title: str) -> Figure:
             arrowprops={"arrowstyle": "-", "color": VALIDATION},
         )
     axes.set_title(title, parse_math=False)  # a dollar sign in a file's name is no formula
-    axes.set(xlabel="tokens read (millions)", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
 
 
 def save_loss_curve(metrics: Sequence[dict[str, Any]], title: str, folder: Path) -> list[Path]:
     """Draw loss.svg and loss.png into a folder."""
-    figure = loss_figure(metrics, title)
-    files = [folder / "loss.svg", folder / "loss.png"]
+    return save_figure(loss_figure(metrics, title), folder / "loss")
+
+
+def comparison_figure(curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str) -> Figure:
+    """Validation losses of several models, each a list of (x, nats per token), in their order's colours and markers."""
+    figure = Figure(figsize=(5.4, 3.8), layout="constrained")
+    axes = _axes(figure, xlabel)
+    for number, (name, points) in enumerate(curves.items()):
+        axes.plot(
+            [x for x, _ in points],
+            [loss for _, loss in points],
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=4,
+            label=name,
+        )
+    axes.set_xlim(left=0)
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.legend(frameon=False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Draw a figure into path.svg and path.png."""
+    files = [path.with_suffix(".svg"), path.with_suffix(".png")]
     for file in files:
         figure.savefig(file, dpi=150)
     return files
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """A figure as an element of a page, which takes the page's colour and font; `name` keeps its ids apart."""
+    drawn = StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(drawn, format="svg", transparent=True)
+    svg = drawn.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)  # a page knows them, and has no address in it then
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}_", svg)
+    svg = re.sub(r'(<svg) (?:width|height)="[^"]*"(.*?) (?:width|height)="[^"]*"', r"\1\2", svg, count=1)
+    return svg.replace("#000000", "currentColor").strip()

@@ -75,7 +75,15 @@ class GPTConfig:
         Raises ValueError, naming the nearest count, where there is none.
         """
         shapes = [
-            cls(vocab_size=vocab_size, context=context, dim=dim, depth=depth, heads=dim // width, dropout=0.0)
+            cls(
+                vocab_size=vocab_size,
+                context=context,
+                dim=dim,
+                depth=depth,
+                heads=dim // width,
+                dropout=0.0,
+                activation="gelu",  # which a CPU computes faster
+            )
             for dim in range(16, 4097, 4)
             for width in sorted((w for w in range(16, 65) if dim % w == 0), key=lambda w: abs(w - 32))[:1]
             for depth in range(max(1, dim // 512), min(64, dim // 8) + 1)

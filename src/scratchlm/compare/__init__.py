@@ -1,0 +1,1 @@
+"""Architectures side by side at one budget: the same parameters, data, and tokens or seconds."""

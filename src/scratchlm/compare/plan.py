@@ -1,0 +1,210 @@
+"""The plan of a comparison: who takes part, of which shape, with which settings. It is fixed before the first step.
+
+OUT/  comparison.json (the plan)  ARCH/ (a run's folder each)  sweep/ (short runs, on request)
+      results.json  table.md  samples.txt  loss_tokens.svg/png  loss_seconds.svg/png  report.html
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scratchlm import runtime, tokenizers
+from scratchlm.checkpoint import RunFolder, build_model, meta_model
+from scratchlm.compare.budget import Budget
+from scratchlm.config import RunConfig, default_preset, make_config, preset_settings, settings_of, without_vocabulary
+from scratchlm.data.shards import Tokens
+from scratchlm.errors import InputError
+from scratchlm.files import read_json, write_json
+from scratchlm.models import MODELS
+from scratchlm.training.setup import check_memory, read_data, tokenize, training_batches
+from scratchlm.training.step import TrainingStep
+
+PLAN = "comparison.json"
+EVALUATIONS = 12  # points of a curve
+TOLERANCE = 0.02  # how far a model may be from the budget's parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What was asked for; the same request again goes on with the same comparison."""
+
+    architectures: tuple[str, ...]
+    data: str
+    budget: Budget
+    tokenizer: str = "char"
+    seed: int = 1337
+    batch_size: int = 16
+    window: int = 256
+    sweep: bool = False
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One model: its settings as `create_run` takes them. `sized`: it was fitted to the budget; a floor is not."""
+
+    arch: str
+    sized: bool
+    parameters: int
+    settings: Mapping[str, Any]
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings, checked."""
+        return make_config(self.settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A folder with its plan."""
+
+    folder: Path
+    request: Request
+    entries: list[Entry]
+    resumed: bool
+
+    def run(self, entry: Entry) -> RunFolder:
+        """The run's folder of a model, which may not be there yet."""
+        return RunFolder(self.folder / entry.arch)
+
+
+def prepare(request: Request, folder: Path) -> Comparison:
+    """The comparison in a folder: a new one planned and written down, or the one that was begun there.
+
+    Raises InputError for a request that cannot be met, then nothing is left behind; and where the folder holds
+    something else, or a comparison that was asked for otherwise, naming what differs.
+    """
+    if (folder / PLAN).exists():
+        return _reopen(request, folder)
+    try:
+        if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
+            raise InputError(f"{folder} is there already and is no comparison; name another folder with --out")
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from error
+    entries = make_plan(request)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / PLAN, {"request": _plain(request), "entries": [_plain(entry) for entry in entries]})
+    except OSError as error:
+        raise InputError(f"cannot write the comparison's folder {folder}: {error}") from error
+    return Comparison(folder=folder, request=request, entries=entries, resumed=False)
+
+
+def _plain(record: Request | Entry) -> dict[str, Any]:
+    """A record as it comes back out of JSON."""
+    return json.loads(json.dumps(asdict(record)))
+
+
+def _reopen(request: Request, folder: Path) -> Comparison:
+    plan = read_json(folder / PLAN)
+    before, now = plan["request"], _plain(request)
+    different = [
+        f"--{name.replace('_', '-')} was {_shown(before.get(name))} and is {_shown(now[name])} now"
+        if name != "architectures"
+        else f"the architectures were {' '.join(before[name])} and are {' '.join(now[name])} now"
+        for name in now
+        if before.get(name) != now[name]
+    ]
+    if different:
+        raise InputError(
+            f"{folder} holds a comparison that was asked for otherwise: {'; '.join(different)}. "
+            "Give the same command to go on with it, or another folder with --out"
+        )
+    return Comparison(folder=folder, request=request, entries=[Entry(**e) for e in plan["entries"]], resumed=True)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):  # a budget
+        return ",".join(f"{name}={amount:,}" for name, amount in value.items() if amount is not None).replace(",,", ",")
+    return str(value)
+
+
+def make_plan(request: Request) -> list[Entry]:
+    """The models of a comparison, each of the budget's size, with the steps that the budget pays for.
+
+    Raises InputError for architectures, a budget or a text with which there is nothing to compare.
+    """
+    names = request.architectures
+    for name in names:
+        MODELS[name]
+        if names.count(name) > 1:
+            raise InputError(f"{name} is named twice; name each architecture once")
+        if MODELS[name].takes_source:
+            raise InputError(f"{name} translates a source, so it cannot be compared with models that have none")
+    if len(names) < 2:
+        raise InputError(f"a comparison needs two architectures or more; choose from: {', '.join(MODELS)}")
+    if request.data == "-":
+        raise InputError("each model reads the text for itself, so it cannot come from standard input; give a file")
+    if request.window < 1:
+        raise InputError(f"--window is {request.window}; it must be at least 1")
+    per_step = request.batch_size * request.window
+    if request.budget.tokens is not None and request.budget.tokens < per_step:
+        raise InputError(
+            f"--budget tokens={request.budget.tokens:,} is less than one step of {request.batch_size} x "
+            f"{request.window} = {per_step:,} tokens; give more, or a smaller --batch-size or --window"
+        )
+    common = {name: getattr(request, name) for name in ("data", "tokenizer", "seed", "batch_size", "window", "device")}
+    for name in names:  # what is wrong with the settings is said before a long text is read
+        make_config({"arch": name, **common, "window": None, "model": {"vocab_size": 1}})
+    device, _ = runtime.choose_device(request.device)
+    documents = read_data(request.data)
+    tokenizer = tokenizers.train(request.tokenizer, documents)
+    planned = [(*_shape(name, request, tokenizer.vocab_size, common), name) for name in names]
+    tokens = tokenize(documents, tokenizer, planned[0][0])
+    if len(tokens["test"]) < 2:
+        raise InputError(f"the test text has {len(tokens['test'])} tokens, and a loss needs two; give a longer text")
+    batch = training_batches(planned[0][0], Tokens.of(tokens["train"])).batch(0).to(device)
+    entries = []
+    for config, sized, name in planned:
+        if request.budget.tokens is not None:
+            steps = request.budget.tokens // per_step
+        else:
+            assert request.budget.seconds is not None
+            model = build_model(config).to(device)
+            each = runtime.seconds_per_step(TrainingStep(model), model, batch)
+            steps = max(1, int(request.budget.seconds / each))
+        parameters = sum(parameter.numel() for parameter in meta_model(config).parameters())
+        entries.append(Entry(arch=name, sized=sized, parameters=parameters, settings=with_steps(config, steps)))
+    return entries
+
+
+def with_steps(config: RunConfig, steps: int, lr: float | None = None) -> dict[str, Any]:
+    """Settings for so many steps: evaluations, lines and warm-up in proportion. `lr`: another highest rate."""
+    optim = replace(config.optim, warmup=min(config.optim.warmup, steps // 10))
+    if lr is not None:
+        optim = replace(optim, lr=lr, min_lr=config.optim.min_lr * lr / config.optim.lr)
+    return settings_of(
+        replace(
+            config,
+            steps=steps,
+            eval_every=math.ceil(steps / EVALUATIONS),
+            log_every=max(1, min(10, steps // 20)),
+            keep=1,
+            optim=optim,
+        )
+    )
+
+
+def _shape(name: str, request: Request, vocab_size: int, common: Mapping[str, Any]) -> tuple[RunConfig, bool]:
+    """The settings of a model with the budget's parameters, or as it is where its config has no `sized`: a floor.
+
+    The optimizer is that of the architecture's default preset.
+    """
+    preset = without_vocabulary(preset_settings(name, default_preset(name)))
+    sized, wanted = getattr(MODELS[name].Config, "sized", None), request.budget.params
+    if sized is None:
+        shape: Any = {**preset.get("model", {}), "vocab_size": vocab_size}
+    else:
+        try:
+            shape = asdict(sized(wanted, vocab_size, request.window))
+        except ValueError as error:
+            raise InputError(f"--budget params={wanted:,} cannot be met: {error}") from error
+    config = make_config({"arch": name, **common, "model": shape, "optim": preset.get("optim", {})})
+    check_memory(config)
+    found = sum(parameter.numel() for parameter in meta_model(config).parameters())
+    if sized is not None and abs(found - wanted) > TOLERANCE * wanted:
+        raise InputError(f"{name} was to have {wanted:,} parameters and has {found:,}: its Config.sized is wrong")
+    return config, sized is not None

@@ -1,0 +1,144 @@
+"""What a comparison leaves to be looked at: a table, curves, samples, and one page that opens offline."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from scratchlm.files import replace_file
+from scratchlm.inspect.curves import COLOURS, comparison_figure, inline_svg, save_figure
+
+AXES = {"tokens": ("tokens read in training (millions)", 1e6), "seconds": ("seconds of training", 1.0)}
+COLUMNS = (
+    "model",
+    "validation, nats per token",
+    "validation, bits per byte",
+    "test, nats per token",
+    "test, bits per byte",
+    "training, tokens/s",
+    "generation, tokens/s",
+    "state at 256 tokens",
+    "state at its longest",
+    "parameters",
+    "FLOPs per token",
+)
+
+
+def draw(results: Mapping[str, Any], folder: Path) -> None:
+    """Write table.md, samples.txt, loss_tokens and loss_seconds as svg and png, and report.html into a folder."""
+    replace_file(folder / "table.md", table(results).encode())
+    replace_file(folder / "samples.txt", _samples(results["rows"]).encode())
+    figures = {}
+    for axis, (label, scale) in AXES.items():
+        curves = {
+            row["architecture"]: [(point[axis] / scale, point["nats_per_token"]) for point in row["curve"]]
+            for row in results["rows"]
+            if row["curve"]
+        }
+        figure = comparison_figure(curves, label)
+        save_figure(figure, folder / f"loss_{axis}")
+        figures[axis] = inline_svg(figure, axis)
+    replace_file(folder / "report.html", page(results, figures).encode())
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of the table, in the order of `COLUMNS`."""
+    name = row["architecture"] + ("" if row["sized"] else " (floor)")
+    if row["status"] == "diverged":
+        name += " (diverged)"
+    states = row["state_bytes"] or [None, None]
+    losses = [
+        "-" if row[split] is None else f"{row[split][unit]:.4f}"
+        for split in ("validation", "test")
+        for unit in ("nats_per_token", "bits_per_byte")
+    ]
+    return [
+        name,
+        *losses,
+        _number(row["training_tokens_per_second"]),
+        _number(row["generation_tokens_per_second"]),
+        _state(states[0], 256),
+        _state(states[1], None),
+        _number(row["parameters"]),
+        _number(row["flops_per_token"]),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _state(state: Mapping[str, int] | None, usual: int | None) -> str:
+    """The bytes of a state, and after how many tokens where those are not the usual."""
+    if state is None:
+        return "-"
+    at = "" if state["tokens"] == usual else f" at {state['tokens']:,}"
+    return f"{state['bytes']:,} B{at}"
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The table as Markdown, its columns aligned."""
+    lines = [list(COLUMNS), *(cells(row) for row in results["rows"])]
+    widths = [max(len(line[at]) for line in lines) for at in range(len(COLUMNS))]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + (":" if at else "-") for at, width in enumerate(widths)) + "|"
+    return "\n".join([text[0], rule, *text[1:]]) + "\n"
+
+
+def _samples(rows: Iterable[Mapping[str, Any]]) -> str:
+    written = ((row["architecture"], row["sample"]) for row in rows)
+    return "".join(f"--- {name} ---\n{text}\n\n" for name, text in written if text is not None)
+
+
+def page(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
+    """The report: one page without scripts or addresses, so that it opens offline."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    rows = results["rows"]
+    drawn = [row["architecture"] for row in rows if row["curve"]]
+    return environment.get_template("report.html.jinja").render(
+        results=results,
+        request=results["request"],
+        budget=results["request"]["budget"],
+        rows=rows,
+        done=[row for row in rows if row["status"] == "finished"],
+        columns=COLUMNS,
+        cells=cells,
+        colours={name: COLOURS[number % len(COLOURS)] for number, name in enumerate(drawn)},
+        figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - drawn here, its texts escaped
+        facts=_facts(rows),
+        guessing=math.log(results["vocab_size"]),
+    )
+
+
+def _facts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the figures say, in sentences."""
+    done = [row for row in rows if row["status"] == "finished"]
+    sized = [row for row in done if row["sized"]]
+    facts = []
+    if done:
+        best = done[0]
+        facts.append(
+            f"{best['architecture']} predicts best: {best['validation']['nats_per_token']:.4f} nats per token on the "
+            f"validation text, {best['test']['nats_per_token']:.4f} on the test text."
+        )
+    for what, key in (("trains", "training_tokens_per_second"), ("writes", "generation_tokens_per_second")):
+        fastest = max((row for row in sized if row[key]), key=lambda row: row[key], default=None)
+        if fastest is not None:
+            facts.append(
+                f"{fastest['architecture']} {what} fastest of the sized models: {fastest[key]:,.0f} tokens per second."
+            )
+    for row in rows:
+        if row["status"] == "diverged":
+            facts.append(f"{row['architecture']} diverged: {row['message']}.")
+    return facts

@@ -1,0 +1,168 @@
+"""A comparison is carried out: a generator of records that prints nothing, as training's is.
+
+All that it does is a function of the folder: what is trained already is passed over, what was interrupted goes on.
+"""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scratchlm import runtime
+from scratchlm.checkpoint import RunFolder
+from scratchlm.compare.measure import measure
+from scratchlm.compare.plan import Comparison, Entry, with_steps
+from scratchlm.compare.report import draw
+from scratchlm.errors import InputError
+from scratchlm.files import file_sha256, read_json, write_json
+from scratchlm.training.loop import train
+from scratchlm.training.records import DivergenceError, Ended, Record
+from scratchlm.training.setup import create_run
+
+RESULTS, DIVERGED = "results.json", "diverged.json"
+SWEEP_FACTORS = (1 / 3, 1.0, 3.0)  # of the preset's rate
+SWEEP_SHARE = 10  # a run of a sweep has so many times fewer steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begins:
+    """The training of a model begins or goes on; the records that follow are its own. `lr`: its highest rate."""
+
+    arch: str
+    run: RunFolder
+    lr: float
+    sweep: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diverged:
+    """A model's training broke off, as the message says; the others go on."""
+
+    arch: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A sweep has found a rate: validation losses by rate, None where it diverged."""
+
+    arch: str
+    tried: dict[float, float | None]
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measuring:
+    """All are trained; now they are scored, timed and weighed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """The comparison is complete, as results.json has it."""
+
+    results: dict[str, Any]
+    already: bool = False
+
+
+Happening = Begins | Record | Diverged | Chosen | Measuring | Compared
+
+
+def compare(comparison: Comparison, stop: threading.Event | None = None) -> Iterator[Happening]:
+    """Train, score and draw what is not yet trained, scored and drawn. `stop`: once set, all is saved and it ends.
+
+    It was stopped if the last record is not `Compared`. A model that diverges is reported and the others finish.
+    Raises InputError where the folder is damaged, or where the text has changed meanwhile.
+    """
+    folder, stop = RunFolder(comparison.folder), stop or threading.Event()
+    with folder.lock():
+        if (folder.path / RESULTS).exists():
+            yield Compared(results=read_json(folder.path / RESULTS), already=True)
+            return
+        folder.clean()
+        diverged: dict[str, str] = {}
+        for entry in comparison.entries:
+            settings = dict(entry.settings)
+            if comparison.request.sweep:
+                chosen = yield from _sweep(comparison, entry, stop)
+                settings = with_steps(entry.config, entry.config.steps, chosen)
+            message = yield from _train(comparison, settings, entry.arch, comparison.run(entry).path, False, stop)
+            if message is not None:
+                diverged[entry.arch] = message
+            if stop.is_set():
+                return
+        yield Measuring()
+        rows = list(measure(comparison, diverged, stop.is_set))
+        if None in rows:
+            return
+        results = {**read_json(folder.path / "comparison.json"), "versions": runtime.versions(), "rows": rows}
+        del results["entries"]
+        results["vocab_size"] = comparison.entries[0].config.model.vocab_size
+        draw(results, folder.path)
+        write_json(folder.path / RESULTS, results)  # last: where it is, the rest is
+        yield Compared(results=results)
+
+
+def _train(
+    comparison: Comparison, settings: dict[str, Any], arch: str, path: Path, sweep: bool, stop: threading.Event
+) -> Iterator[Any]:
+    """Train one run to its end. Returns what is to be said of it if it diverged."""
+    if stop.is_set():
+        return None
+    run = RunFolder(path)
+    if not (path / "config.json").exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run, _ = create_run(settings, path)
+    _check_data(comparison, run)
+    if (path / DIVERGED).exists():
+        message: str = read_json(path / DIVERGED)["message"]
+        yield Diverged(arch=arch, message=message)
+        return message
+    begins = Begins(arch=arch, run=run, lr=run.config().optim.lr, sweep=sweep)
+    try:
+        for number, record in enumerate(train(run, stop=stop)):
+            if isinstance(record, Ended) and record.already:
+                break
+            if number == 0:
+                yield begins
+            yield record
+    except DivergenceError as error:
+        message = f"loss {error.loss:.4g} at step {error.step:,}, with a learning rate of {error.lr:.3g}"
+        write_json(path / DIVERGED, {"message": message})
+        yield Diverged(arch=arch, message=message)
+        return message
+    return None
+
+
+def _check_data(comparison: Comparison, run: RunFolder) -> None:
+    """All runs have the same tokens. Raises InputError where the text is no longer what the first one read."""
+    first = next(path for path in _runs(comparison) if path.exists())
+    if file_sha256(run.path / "data/manifest.json") != file_sha256(first / "data/manifest.json"):
+        raise InputError(
+            f"{comparison.request.data} is no longer the text with which the comparison in {comparison.folder} began; "
+            "bring it back, or begin another comparison with --out"
+        )
+
+
+def _runs(comparison: Comparison) -> Iterator[Path]:
+    for entry in comparison.entries:
+        yield from sorted((comparison.folder / "sweep").glob(f"{entry.arch}_*"))
+        yield comparison.run(entry).path
+
+
+def _sweep(comparison: Comparison, entry: Entry, stop: threading.Event) -> Iterator[Any]:
+    """Train shortly at a few rates. Returns the rate with the lowest validation loss, the preset's if all diverge."""
+    config = entry.config
+    tried: dict[float, float | None] = {}
+    for factor in SWEEP_FACTORS:
+        lr = float(f"{config.optim.lr * factor:.3g}")
+        settings = with_steps(config, max(1, config.steps // SWEEP_SHARE), lr)
+        path = comparison.folder / "sweep" / f"{entry.arch}_{lr:g}"
+        message = yield from _train(comparison, settings, entry.arch, path, True, stop)
+        if stop.is_set():
+            return config.optim.lr
+        tried[lr] = RunFolder(path).metrics()[-1]["val_loss"] if message is None else None
+    losses = {lr: loss for lr, loss in tried.items() if loss is not None}
+    chosen = min(losses, key=lambda lr: losses[lr]) if losses else config.optim.lr
+    yield Chosen(arch=entry.arch, tried=tried, lr=chosen)
+    return chosen
