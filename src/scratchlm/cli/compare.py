@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def command(
     *architectures: str,
-    data: str = "shakespeare",
+    data: Annotated[str, Parameter(allow_leading_hyphen=True)] = "shakespeare",
     budget: str = "params=1M,tokens=5M",
     out: str = "runs/compare",
     tokenizer: str = "char",

@@ -83,11 +83,15 @@ def table(results: Mapping[str, Any]) -> str:
     """The table as Markdown, its columns aligned."""
     lines = [list(COLUMNS), *(cells(row) for row in results["rows"])]
     widths = [max(len(line[at]) for line in lines) for at in range(len(COLUMNS))]
-    text = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
-    rule = "|" + "|".join("-" * (width + 1) + (":" if at else "-") for at, width in enumerate(widths)) + "|"
-    return "\n".join([text[0], rule, *text[1:]]) + "\n"
+    lines.insert(1, [("-" * width if not at else "-" * (width - 1) + ":") for at, width in enumerate(widths)])
+    aligned = (
+        [
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    )
+    return "".join(f"| {' | '.join(line)} |\n" for line in aligned)
 
 
 def _samples(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 All that it does is a function of the folder: what is trained already is passed over, what was interrupted goes on.
 """
 
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,10 +83,10 @@ def compare(comparison: Comparison, stop: threading.Event | None = None) -> Iter
         folder.clean()
         diverged: dict[str, str] = {}
         for entry in comparison.entries:
-            settings = dict(entry.settings)
+            chosen = None
             if comparison.request.sweep:
                 chosen = yield from _sweep(comparison, entry, stop)
-                settings = with_steps(entry.config, entry.config.steps, chosen)
+            settings = with_steps(entry.config, entry.config.steps, chosen)
             message = yield from _train(comparison, settings, entry.arch, comparison.run(entry).path, False, stop)
             if message is not None:
                 diverged[entry.arch] = message
@@ -109,11 +110,18 @@ def _train(
     """Train one run to its end. Returns what is to be said of it if it diverged."""
     if stop.is_set():
         return None
-    run = RunFolder(path)
-    if not (path / "config.json").exists():
+    run, new = RunFolder(path), not path.exists()
+    if new:
         path.parent.mkdir(parents=True, exist_ok=True)
-        run, _ = create_run(settings, path)
-    _check_data(comparison, run)
+        del settings["model"]["vocab_size"]  # that of the text as it is now
+        create_run(settings, path)
+    if _data(path) != _data(next(filter(Path.exists, _runs(comparison)))):
+        if new:
+            shutil.rmtree(path)
+        raise InputError(
+            f"{comparison.request.data} is no longer the text with which the comparison in {comparison.folder} began; "
+            "bring it back, or begin another comparison with --out"
+        )
     if (path / DIVERGED).exists():
         message: str = read_json(path / DIVERGED)["message"]
         yield Diverged(arch=arch, message=message)
@@ -134,17 +142,13 @@ def _train(
     return None
 
 
-def _check_data(comparison: Comparison, run: RunFolder) -> None:
-    """All runs have the same tokens. Raises InputError where the text is no longer what the first one read."""
-    first = next(path for path in _runs(comparison) if path.exists())
-    if file_sha256(run.path / "data/manifest.json") != file_sha256(first / "data/manifest.json"):
-        raise InputError(
-            f"{comparison.request.data} is no longer the text with which the comparison in {comparison.folder} began; "
-            "bring it back, or begin another comparison with --out"
-        )
+def _data(path: Path) -> str:
+    """What names the tokens of a run."""
+    return file_sha256(path / "data/manifest.json")
 
 
 def _runs(comparison: Comparison) -> Iterator[Path]:
+    """The folders of all runs, in the order in which they are made."""
     for entry in comparison.entries:
         yield from sorted((comparison.folder / "sweep").glob(f"{entry.arch}_*"))
         yield comparison.run(entry).path

@@ -55,7 +55,7 @@ def save_loss_curve(metrics: Sequence[dict[str, Any]], title: str, folder: Path)
 
 def comparison_figure(curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str) -> Figure:
     """Validation losses of several models, each a list of (x, nats per token), in their order's colours and markers."""
-    figure = Figure(figsize=(5.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(4.8, 3.5), layout="constrained")
     axes = _axes(figure, xlabel)
     for number, (name, points) in enumerate(curves.items()):
         axes.plot(

@@ -1,0 +1,583 @@
+"""Comparisons: the same budget for each, a report that opens offline, and nothing lost when it is interrupted."""
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import toy
+from runs import TEXT, metrics_without_clock
+from scratchlm import evaluation, runtime
+from scratchlm.checkpoint import RunFolder, load
+from scratchlm.cli import main
+from scratchlm.compare import measure, plan, report
+from scratchlm.compare.budget import Budget, parse_budget
+from scratchlm.compare.run import Compared, Measuring, compare
+from scratchlm.errors import InputError
+from scratchlm.files import read_json
+from scratchlm.models import MODELS
+from scratchlm.training import loop
+
+STEPS = 12
+FLAGS = ["--budget", f"params=15.6k,tokens={STEPS * 64}", "--window", "16", "--batch-size", "4", "--device", "cpu"]
+LEFT = {
+    "comparison.json", "gpt", "toy", "floor", "results.json", "table.md", "samples.txt", "report.html",
+    "loss_tokens.svg", "loss_tokens.png", "loss_seconds.svg", "loss_seconds.png",
+}  # fmt: skip
+CLOCK = ("seconds", "training_tokens_per_second", "generation_tokens_per_second", "curve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloorConfig(toy.ToyConfig):
+    """A model that is not sized: it is what it is."""
+
+    dim: int = 4
+    sized = None
+
+
+class Floor(toy.Toy):
+    Config = FloorConfig
+
+
+def make_small(put):
+    """Fewer checkpoints and shorter samples than a user gets."""
+    put(plan, "EVALUATIONS", 3)
+    put(loop, "SAMPLE_TOKENS", 4)
+    put(measure, "SAMPLE_TOKENS", 32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Two more architectures, as a user would register their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODELS, "_paths", dict(MODELS._paths))
+        MODELS.register("toy", "toy:Toy")
+        MODELS.register("floor", f"{__name__}:Floor")
+        make_small(patch.setattr)
+        yield
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def run_cli(*arguments):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def write_text(folder):
+    (folder / "text.txt").write_text(TEXT * 2, encoding="utf-8")
+    return folder / "text.txt"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A comparison that nobody interrupted: its folder and what it said."""
+    folder = tmp_path_factory.mktemp("finished")
+    text = write_text(folder)
+    return folder / "out", run_cli("compare", "gpt", "toy", "floor", "--data", text, "--out", folder / "out", *FLAGS)
+
+
+def results_of(folder):
+    return read_json(folder / "results.json")
+
+
+def rows_of(folder):
+    return {row["architecture"]: row for row in results_of(folder)["rows"]}
+
+
+def same_results(folder, other):
+    """The same rows but for what a clock says."""
+    rows, expected = rows_of(folder), rows_of(other)
+    assert list(rows) == list(expected)
+    for name, row in rows.items():
+        for key in row.keys() - set(CLOCK):
+            assert row[key] == expected[name][key], (name, key)
+        assert [point["nats_per_token"] for point in row["curve"]] == [
+            point["nats_per_token"] for point in expected[name]["curve"]
+        ]
+
+
+def prepared(folder, text, **changed):
+    budget = Budget(params=15_600, tokens=STEPS * 64)
+    names = {"architectures": ("gpt", "toy", "floor"), "data": str(text), "budget": budget, "window": 16}
+    return plan.prepare(plan.Request(**{**names, "batch_size": 4, "device": "cpu", **changed}), folder)
+
+
+# --- what it leaves ----------------------------------------------------------------------------------------------
+
+
+def test_it_says_and_leaves_what_it_promises(finished):
+    folder, result = finished
+    assert result.code == 0, result.err
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == LEFT
+    assert result.out == (folder / "table.md").read_text(encoding="utf-8")
+    assert "floor: 333 parameters, a floor that is not sized, 12 steps" in result.err
+    assert f"open {folder / 'report.html'}" in result.err
+    for name in ("loss_tokens", "loss_seconds"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "</svg>" in (folder / f"{name}.svg").read_text(encoding="utf-8")
+
+
+def test_each_has_the_budget_and_the_same_batches(finished):
+    folder, _ = finished
+    rows = rows_of(folder)
+    for name in ("gpt", "toy"):
+        assert rows[name]["sized"]
+        assert rows[name]["parameters"] == pytest.approx(15_600, rel=0.02)
+    assert not rows["floor"]["sized"]
+    assert {row["tokens"] for row in rows.values()} == {STEPS * 64}
+    configs = [RunFolder(folder / name).config() for name in rows]
+    shared = ("data", "tokenizer", "seed", "batch_size", "window", "steps", "split")
+    assert len({tuple(getattr(config, name) for name in shared) for config in configs}) == 1
+    assert len({(folder / name / "data/manifest.json").read_bytes() for name in rows}) == 1
+    laptop = MODELS["gpt"].presets["laptop"]["optim"]
+    assert RunFolder(folder / "gpt").config().optim.lr == laptop["lr"] == rows["gpt"]["learning_rate"]
+    assert all(config.optim.warmup == STEPS // 10 for config in configs)
+
+
+def test_the_figures_are_those_of_the_runs(finished):
+    folder, _ = finished
+    results = results_of(folder)
+    losses = [row["validation"]["nats_per_token"] for row in results["rows"]]
+    assert losses == sorted(losses)
+    assert json.loads((folder / "results.json").read_bytes())["format_version"] == 1
+    for name, row in rows_of(folder).items():
+        run = RunFolder(folder / name)
+        model, tokenizer = load(run.path)
+        assert row["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+        for split in ("validation", "test"):
+            score = evaluation.evaluate(model, run.splits()[split], tokenizer.token_lengths(), 16)
+            assert row[split]["nats_per_token"] == score.nats_per_token
+            assert row[split]["bits_per_byte"] == score.bits_per_byte
+        last = run.metrics()[-1]
+        assert (row["steps"], row["tokens"], row["seconds"]) == (last["step"], last["tokens"], last["seconds"])
+        assert row["validation"]["nats_per_token"] == last["val_loss"] == row["curve"][-1]["nats_per_token"]
+        assert row["training_tokens_per_second"] == pytest.approx(last["tokens"] / last["seconds"])
+        assert row["generation_tokens_per_second"] > 0
+        assert row["sample"] in (folder / "samples.txt").read_text(encoding="utf-8")
+        assert len(row["sample"]) == measure.SAMPLE_TOKENS
+        carried = row["validation"]["carried_nats_per_token"]
+        if name == "gpt":
+            config = model.config
+            assert carried is None
+            assert row["state_bytes"] == [{"tokens": 16, "bytes": 2 * 16 * config.dim * config.depth * 4}] * 2
+        else:
+            assert carried == evaluation.carried_loss(model, run.splits()["validation"])
+            size = 2 * model.config.dim * 4
+            assert row["state_bytes"] == [{"tokens": 256, "bytes": size}, {"tokens": 4096, "bytes": size}]
+    # products alone: two layers of two matrices, and the head
+    dim = RunFolder(folder / "toy").config().model.dim
+    assert rows_of(folder)["toy"]["flops_per_token"] == pytest.approx(2 * (4 * dim**2 + results["vocab_size"] * dim))
+
+
+def test_the_table_has_a_row_for_each(finished):
+    folder, result = finished
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in result.out.splitlines()]
+    assert len(lines) == 5
+    assert all(len(line) == 11 for line in lines)
+    assert lines[1][1:] == ["-" * (len(cell) - 1) + ":" for cell in lines[1][1:]], "Markdown, numbers to the right"
+    rows = rows_of(folder)
+    for cells, row in zip(lines[2:], rows.values(), strict=True):
+        assert cells[0] == row["architecture"] + ("" if row["sized"] else " (floor)")
+        assert cells[1] == f"{row['validation']['nats_per_token']:.4f}"
+        assert cells[4] == f"{row['test']['bits_per_byte']:.4f}"
+        assert cells[9] == f"{row['parameters']:,}"
+
+
+class Page(HTMLParser):
+    """Tags that are closed in order, ids, addresses, and the text that a reader sees."""
+
+    VOID = ("meta", "br", "img", "link", "input", "hr")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.ids, self.addresses, self.text, self.policy = [], [], [], [], "", ""
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.ids += [values["id"]] if "id" in values else []
+        self.addresses += [v for k, v in attributes if k in ("src", "href", "xlink:href", "action", "data", "poster")]
+        if values.get("http-equiv") == "Content-Security-Policy":
+            self.policy = values["content"]
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data if self.open and self.open[-1] != "style" else ""
+
+
+def read_page(folder):
+    source = (folder / "report.html").read_text(encoding="utf-8")
+    parsed = Page()
+    parsed.feed(source)
+    parsed.close()
+    assert parsed.open == [], "every element is closed"
+    return source, parsed
+
+
+def test_the_report_opens_offline(finished):
+    source, parsed = read_page(finished[0])
+    assert "http:" not in source
+    assert "https:" not in source
+    assert not {"script", "link", "iframe", "img"} & set(parsed.tags)
+    assert "@import" not in source
+    assert parsed.policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+    assert parsed.addresses, "the curves' marks"
+    assert {address.removeprefix("#") for address in parsed.addresses} <= set(parsed.ids)
+    assert parsed.tags.count("svg") == 2
+    assert len(parsed.ids) == len(set(parsed.ids)), "the two figures' ids are apart"
+    for part in ("prefers-color-scheme: dark", 'name="viewport"', "@media (max-width"):
+        assert part in source
+
+
+def test_the_report_says_what_each_figure_means(finished):
+    folder, _ = finished
+    _, parsed = read_page(folder)
+    text = " ".join(parsed.text.split())
+    for term in (
+        "nats per token",
+        "bits per byte",
+        "validation, test",
+        "generation, tokens/s",
+        "state",
+        "FLOPs per token",
+    ):
+        assert term in text
+    rows = rows_of(folder)
+    best = next(iter(rows.values()))
+    assert f"{best['architecture']} predicts best: {best['validation']['nats_per_token']:.4f} nats per token" in text
+    for row in rows.values():
+        assert f"{row['validation']['nats_per_token']:.4f}" in text
+        assert " ".join(row["sample"].split()) in text
+
+
+def test_what_a_text_holds_cannot_become_markup(finished):
+    results = results_of(finished[0])
+    results["request"]["data"] = "<script>alert(1)</script>"
+    results["rows"][0]["sample"] = "</pre><img src=x>"
+    source = report.page(results, {"tokens": "", "seconds": ""})
+    assert "<script" not in source
+    assert "<img" not in source
+
+
+# --- again, and otherwise ----------------------------------------------------------------------------------------
+
+
+def test_the_same_command_again_changes_nothing(finished):
+    folder, result = finished
+    files = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.name not in (".lock", ".owner")}
+    again = run_cli("compare", "gpt", "toy", "floor", "--data", folder.parent / "text.txt", "--out", folder, *FLAGS)
+    assert (again.code, again.out) == (0, result.out)
+    assert f"{folder} is finished" in again.err
+    assert all(file.stat().st_mtime_ns == at for file, at in files.items() if file != folder)
+
+
+def test_another_command_is_told_what_differs(finished):
+    folder, _ = finished
+    text = folder.parent / "text.txt"
+    flags = ["--budget", "params=15.6k,tokens=2k", *FLAGS[2:], "--seed", "3"]
+    result = run_cli("compare", "toy", "gpt", "--data", text, "--out", folder, *flags)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    for part in (
+        "the architectures were gpt toy floor and are toy gpt now",
+        "--budget was params=15,600,tokens=768 and is params=15,600,tokens=2,000 now",
+        "--seed was 1337 and is 3 now",
+        "--out",
+    ):
+        assert part in result.err
+
+
+def test_stopped_by_a_signal_it_goes_on_as_if_it_had_not_been(finished, tmp_path, monkeypatch):
+    original, text = loop._Trainer.update, write_text(tmp_path)
+
+    def update(self):
+        original(self)
+        if self.config.arch == "gpt" and self.at.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    command = ["compare", "gpt", "toy", "floor", "--data", text, "--out", tmp_path / "out", *FLAGS]
+    monkeypatch.setattr(loop._Trainer, "update", update)
+    stopped = run_cli(*command)
+    assert stopped.code == 143
+    assert "the same command goes on" in stopped.err
+    monkeypatch.undo()
+    assert run_cli(*command).code == 0
+    same_results(tmp_path / "out", finished[0])
+
+
+KILLER = """
+import os, signal, sys
+import test_compare
+from scratchlm.cli import main
+from scratchlm.models import MODELS
+from scratchlm.training import loop
+MODELS.register("toy", "toy:Toy")
+MODELS.register("floor", "test_compare:Floor")
+test_compare.make_small(setattr)
+original = loop._Trainer.update
+def killing(self):
+    if self.config.arch == "toy" and self.at.step == 7:
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+    return original(self)
+loop._Trainer.update = killing
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_killed_it_goes_on_as_if_it_had_not_been(finished, tmp_path):
+    text = write_text(tmp_path)
+    command = ["compare", "gpt", "toy", "floor", "--data", str(text), "--out", str(tmp_path / "out"), *FLAGS]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    victim = subprocess.run(
+        [sys.executable, "-c", KILLER, *command],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert victim.returncode not in (0, 1, 2, 3), victim.stderr.decode()
+    assert len(RunFolder(tmp_path / "out/toy").metrics()) > 0
+    assert run_cli(*command).code == 0
+    same_results(tmp_path / "out", finished[0])
+
+
+def test_stopped_or_killed_while_it_measures_or_draws_it_does_so_again(finished, tmp_path, monkeypatch):
+    def die(*arguments):
+        raise SystemExit
+
+    comparison, stop = prepared(tmp_path / "out", write_text(tmp_path)), threading.Event()
+    for happening in compare(comparison, stop):
+        if isinstance(happening, Measuring):
+            stop.set()
+    assert not isinstance(happening, Compared)
+    monkeypatch.setattr(report, "save_figure", die)
+    with pytest.raises(SystemExit):
+        list(compare(comparison))
+    assert not (tmp_path / "out/results.json").exists()
+    monkeypatch.undo()
+    assert isinstance(list(compare(comparison))[-1], Compared)
+    same_results(tmp_path / "out", finished[0])
+
+
+def test_a_text_that_changed_meanwhile_is_noticed(tmp_path):
+    text = write_text(tmp_path)
+    comparison, stop = prepared(tmp_path / "out", text), threading.Event()
+    for happening in compare(comparison, stop):
+        if isinstance(happening, loop.Evaluated):
+            stop.set()
+    text.write_text(TEXT + TEXT.swapcase(), encoding="utf-8")
+    with pytest.raises(InputError, match="no longer the text with which the comparison"):
+        list(compare(comparison))
+
+
+# --- divergence --------------------------------------------------------------------------------------------------
+
+ABSURD = {"lr": 1e30, "min_lr": 1e30, "warmup": 0, "grad_clip": 0.0}
+
+
+def test_a_model_that_diverges_is_reported_and_the_others_finish(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.Toy, "presets", {"absurd": {"optim": ABSURD}})
+    text, folder = write_text(tmp_path), tmp_path / "out"
+    command = ["compare", "toy", "gpt", "--data", text, "--out", folder, *FLAGS]
+    result = run_cli(*command)
+    assert result.code == 0
+    assert "toy diverged: loss nan at step" in result.err
+    rows = rows_of(folder)
+    assert list(rows) == ["gpt", "toy"], "what diverged comes last"
+    assert (rows["toy"]["status"], rows["toy"]["validation"], rows["toy"]["test"]) == ("diverged", None, None)
+    assert rows["gpt"]["validation"] == rows_of(finished[0])["gpt"]["validation"]
+    assert "| toy (diverged) |" in result.out
+    _, parsed = read_page(folder)
+    assert "toy diverged: loss nan at step" in " ".join(parsed.text.split())
+    (folder / "results.json").unlink()
+    monkeypatch.setattr(loop._Trainer, "update", lambda self: pytest.fail("nothing is trained twice"))
+    assert run_cli(*command).code == 0
+    assert rows_of(folder)["toy"]["message"] == rows["toy"]["message"]
+
+
+def test_a_finite_loss_far_worse_than_guessing_is_a_divergence_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.Toy, "presets", {"absurd": {"optim": {**ABSURD, "lr": 10.0, "min_lr": 10.0}}})
+    run_cli("compare", "toy", "floor", "--data", write_text(tmp_path), "--out", tmp_path / "out", *FLAGS)
+    row = rows_of(tmp_path / "out")["toy"]
+    assert row["validation"]["nats_per_token"] > 1.5 * math.log(results_of(tmp_path / "out")["vocab_size"])
+    assert row["status"] == "diverged"
+    assert "where guessing gives" in row["message"]
+
+
+# --- sweep and time ----------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_takes_the_best_of_three_rates(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.Toy, "presets", {"slow": {"optim": {"lr": 3e-3, "min_lr": 3e-4}}})
+    monkeypatch.setattr(Floor, "presets", {"absurd": {"optim": ABSURD}})
+    text, folder = write_text(tmp_path), tmp_path / "out"
+    result = run_cli("compare", "toy", "floor", "--data", text, "--out", folder, *FLAGS, "--sweep")
+    assert result.code == 0, result.err
+    tried = {}
+    for path in (folder / "sweep").glob("toy_*"):
+        config = RunFolder(path).config()
+        assert config.steps == STEPS // 10
+        assert config.optim.min_lr == pytest.approx(config.optim.lr / 10)
+        tried[config.optim.lr] = RunFolder(path).metrics()[-1]["val_loss"]
+    assert sorted(tried) == pytest.approx([1e-3, 3e-3, 9e-3])
+    row = rows_of(folder)["toy"]
+    assert row["learning_rate"] == min(tried, key=lambda lr: tried[lr])
+    assert row["steps"] == STEPS
+    assert rows_of(folder)["floor"]["status"] == "diverged", "where all rates diverge, the preset's is reported"
+    assert f"toy: learning rate {row['learning_rate']:.3g} is taken" in result.err
+
+
+def test_a_time_pays_for_steps_by_their_measured_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "seconds_per_step", lambda step, model, batch: {17: 0.5}.get(model.config.dim, 2.0))
+    text = write_text(tmp_path)
+    comparison = prepared(tmp_path / "out", text, budget=Budget(params=15_600, seconds=13.0))
+    assert {entry.arch: entry.config.steps for entry in comparison.entries} == {"gpt": 6, "toy": 6, "floor": 6}
+    monkeypatch.undo()
+    again = prepared(tmp_path / "out", text, budget=Budget(params=15_600, seconds=13.0))
+    assert again.entries == comparison.entries, "it is measured once"
+    assert again.resumed
+    list(compare(again))
+    for row in rows_of(tmp_path / "out").values():
+        assert row["tokens"] == 6 * 64, "the tokens that were read"
+        assert row["seconds"] < 13
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "budget"), [
+    ("params=1M,tokens=5M", Budget(params=1_000_000, tokens=5_000_000)),
+    ("tokens=5M", Budget(params=1_000_000, tokens=5_000_000)),
+    ("params=1.5m, time=3m", Budget(params=1_500_000, seconds=180)),
+    ("time=90", Budget(seconds=90)),
+    ("time=0.5h,params=20k", Budget(params=20_000, seconds=1800)),
+    ("params=1G,tokens=1000", Budget(params=10**9, tokens=1000)),
+])  # fmt: skip
+def test_budgets(text, budget):
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "does not say how long"),
+    ("params=1M", "does not say how long to train; give it as"),
+    ("params=0,tokens=5M", "params is 0; it must be at least 1"),
+    ("params=-1M,tokens=5M", "params is -1M; it must be at least 1"),
+    ("tokens=0.4", "tokens is 0.4; it must be at least 1"),
+    ("time=0s", "time is 0s; it must be above 0"),
+    ("time=-3m", "time is -3m; it must be above 0"),
+    ("tokens=5M,time=3m", "tokens and time"),
+    ("tokens=5M,tokens=6M", "names tokens twice"),
+    ("tokens=many", "tokens is 'many'; it must be a number, which k, m, g may follow"),
+    ("tokens=5h", "tokens is '5h'; it must be a number"),
+    ("time=3d", "which s, m, h may follow"),
+    ("tokens=1e9", "tokens is '1e9'"),
+    ("tokens=nan", "tokens is 'nan'"),
+    ("token=5M", "no 'token': did you mean 'tokens'"),
+    ("5M", "'5M', which is no name=value"),
+    ("tokens=", "tokens is ''"),
+    ("tokens=٣", "tokens is '٣'"),
+])  # fmt: skip
+def test_bad_budgets_are_refused(text, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        parse_budget(text)
+    result = run_cli("compare", "gpt", "toy", "--budget", text, "--out", tmp_path / "out")
+    assert (result.code, result.err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
+
+
+@given(st.text(alphabet="paramstokeni=,.0123456789kMGh -", max_size=30))
+def test_any_text_is_a_budget_or_an_input_error(text):
+    with contextlib.suppress(InputError):
+        budget = parse_budget(text)
+        assert budget.params >= 1
+        assert (budget.tokens or 0) >= 1 or (budget.seconds or 0) > 0
+
+
+@pytest.mark.parametrize(("architectures", "changed", "message"), [
+    (["gpt", "tyo"], {}, "unknown architecture 'tyo': did you mean 'toy'"),
+    (["gpt", "toy", "gpt"], {}, "gpt is named twice"),
+    (["gpt"], {}, "needs two architectures or more"),
+    ([], {}, "needs two architectures or more"),
+    (["gpt", "toy"], {"--budget": "params=3,tokens=5k"}, "params=3 cannot be met: no GPT .* the nearest has"),
+    (["toy", "gpt"], {"--budget": "params=900G,tokens=5k"}, "cannot be met: no Toy .* the nearest has"),
+    (["gpt", "toy"], {"--budget": "params=15.6k,tokens=63"}, "less than one step of 4 x 16 = 64 tokens"),
+    (["gpt", "toy"], {"--window": "0"}, "--window is 0"),
+    (["gpt", "toy"], {"--window": "-4"}, "--window is -4"),
+    (["gpt", "toy"], {"--batch-size": "0"}, "batch_size is 0"),
+    (["gpt", "toy"], {"--window": "99999", "--batch-size": "1", "--budget": "tokens=1M,params=4M"}, "text has"),
+    (["gpt", "toy"], {"--seed": "-1"}, "the seed is -1"),
+    (["gpt", "toy"], {"--device": "abacus"}, "device is 'abacus'"),
+    (["gpt", "toy"], {"--data": "-"}, "cannot come from standard input"),
+    (["gpt", "toy"], {"--data": "nowhere.txt"}, "cannot read nowhere.txt"),
+    (["toy", "floor"], {"--data": "short.txt"}, "the training text has 8 tokens"),
+    (["gpt", "toy"], {"--tokenizer": "runes"}, "runes"),
+    (["gpt", "toy"], {"--out": ""}, "--out is empty"),
+    (["gpt", "toy"], {"--out": "text.txt"}, "text.txt is there already and is no comparison"),
+    (["gpt", "toy"], {"--out": "full"}, "full is there already and is no comparison"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, architectures, changed, message):
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path)
+    Path("short.txt").write_text("too short", encoding="utf-8")
+    Path("full").mkdir()
+    Path("full/thesis.doc").touch()
+    before = sorted(tmp_path.rglob("*"))
+    flags = dict(zip(FLAGS[::2], FLAGS[1::2], strict=True)) | {"--data": "text.txt", "--out": "out"} | changed
+    result = run_cli("compare", *architectures, *(word for flag in flags.items() for word in flag))
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1), result.err
+    assert re.search(message, result.err), result.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_class_whose_sized_is_wrong_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.ToyConfig, "sized", classmethod(lambda cls, *asked: cls(vocab_size=asked[1], dim=3)))
+    with pytest.raises(InputError, match=r"toy was to have 15,600 parameters and has .*: its Config.sized is wrong"):
+        prepared(tmp_path / "out", write_text(tmp_path), architectures=("toy", "floor"))
+
+
+def test_a_comparison_is_one_process_at_a_time(tmp_path):
+    comparison = prepared(tmp_path / "out", write_text(tmp_path))
+    happenings = compare(comparison)
+    next(happenings)
+    with pytest.raises(InputError, match="by another process"):
+        list(compare(comparison))
+    happenings.close()
+
+
+def test_runs_of_a_comparison_are_ordinary_runs(finished):
+    folder, _ = finished
+    result = run_cli("eval", folder / "toy", "--json")
+    figures = json.loads(result.out)
+    row = rows_of(folder)["toy"]
+    assert figures["nats_per_token"] == row["validation"]["nats_per_token"]
+    assert figures["carried_nats_per_token"] == row["validation"]["carried_nats_per_token"]
+    assert "carried_nats_per_token" not in json.loads(run_cli("eval", folder / "gpt", "--json").out)
+    assert "with the state carried" in run_cli("eval", folder / "toy").out
+    assert metrics_without_clock(RunFolder(folder / "toy"))
+    assert torch.isfinite(next(load(folder / "gpt")[0].parameters())).all()
