@@ -316,6 +316,20 @@ def test_help(cli, arguments, words):
     assert [path.name for path in Path().iterdir()] == ["small.txt"]
 
 
+def test_a_carried_state_is_trained_scored_and_refused_where_the_context_ends(cli, toy_registered):
+    result = cli("train", "toy", *given(TOY), "--carry")
+    assert result.code == 0
+    assert "nats with the state carried" in result.err
+    scored = [line for line in metrics("run") if "val_loss" in line]
+    score = strict(cli("eval", "run", "--json").out)
+    assert score["carried_nats_per_token"] == scored[-1]["carried_nats_per_token"]
+    assert "in one pass with the state carried: " in cli("eval", "run").out
+    assert "--carry" in plain(cli("train", "toy", "--help").out)
+    refused = cli(*tiny(out="other"), "--carry")
+    assert (refused.code, refused.err.count("\n"), Path("other").exists()) == (2, 1, False)
+    assert "carry needs a model without a context limit" in refused.err
+
+
 def test_an_architecture_of_ones_own(cli, toy_registered):
     result = cli("train", "toy", *given(TOY))
     assert result.code == 0

@@ -261,7 +261,7 @@ def test_the_file_of_a_checkpoint_is_whole_or_not_there(new_run, monkeypatch):
 
 # --- carried streams ---------------------------------------------------------------------------------------------
 
-CARRIED = {"arch": "toy", "carry": True, "window": 16, "model": {}}
+CARRIED = {"arch": "toy", "carry": True, "window": 16, "batch_size": 30, "model": {}}  # 6 steps an epoch
 
 
 def test_windows_with_a_carried_state_are_one_long_window():
@@ -301,16 +301,30 @@ def test_streams_go_on_where_they_ended_and_read_each_token_once_an_epoch(window
     assert all(torch.equal(batch.targets, batch.tokens + 1) for batch in batches)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize(("dies_in", "at"), [("update", 1), ("update", 7), ("evaluate", 4), ("report", 10)])
+@pytest.mark.parametrize(("accumulate", "dies_in", "at"), [(1, "update", 5), (4, "evaluate", 8), (4, "report", 10)])
 def test_a_carried_run_that_dies_goes_on_bit_for_bit(new_run, toy_registered, accumulate, dies_in, at):
-    killed, untouched = (new_run(**CARRIED, accumulate=accumulate, save_minutes=1e-9) for _ in range(2))
+    killed, untouched = (new_run(**CARRIED, accumulate=accumulate) for _ in range(2))
     list(loop.train(untouched))
     die_once(killed, dies_in, at)
     list(loop.train(killed))
     same_end(killed, untouched)
     carried = [name for name in untouched.checkpoint("last").optimizer() if name.startswith("carried|")]
     assert len(carried) == 3 * accumulate, "two layers and the length, of each part"
+
+
+def test_the_state_is_carried_to_the_end_of_an_epoch_and_starts_anew(new_run, toy_registered, monkeypatch):
+    original, lengths = loop.TrainingStep.forward, []
+
+    def forward(self, batch, state=None):
+        lengths.append(0 if state is None else state.length)
+        return original(self, batch, state)
+
+    monkeypatch.setattr(loop.TrainingStep, "forward", forward)
+    run = new_run(**CARRIED)
+    list(loop.train(run))
+    count = CarriedStreams(run.splits()["train"], 16, 30, 5).count
+    assert 2 < count < 8, "twelve steps cross the end of an epoch"
+    assert lengths == [16 * (step % count) for step in range(12)]
 
 
 def test_a_carried_state_changes_what_is_learned_and_parts_change_nothing_but_rounding(new_run, toy_registered):

@@ -2,8 +2,9 @@
 
 import math
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,19 +25,18 @@ STATE_TOKENS = (256, 4096)  # positions at which a state is weighed, where the c
 GUESSING = 1.5  # a loss so many times that of guessing, ln V, is no loss that a model has learned
 
 
-def measure(
-    comparison: Comparison, diverged: Mapping[str, str], stopped: Callable[[], bool]
-) -> Iterator[dict[str, Any] | None]:
-    """A row of results for each model, the lowest validation loss first; None once `stopped` says so, and no more.
+def measure(comparison: Comparison, diverged: Mapping[str, str], stop: threading.Event) -> list[dict[str, Any]] | None:
+    """A row of results for each model, the lowest validation loss first; None where `stop` was set meanwhile.
 
     `diverged`: what is said of the models whose training broke off.
     """
-    rows, rates, models = [], {}, {}
+    rows: list[dict[str, Any]] = []
+    drawn: dict[str, list[tuple[float, str]]] = {}  # rates and texts
+    models: dict[str, tuple[LanguageModel, Tokenizer]] = {}
     device, _ = runtime.choose_device(comparison.request.device)
     for entry in comparison.entries:
-        if stopped():
-            yield None
-            return
+        if stop.is_set():
+            return None
         run = comparison.run(entry)
         config, metrics = run.config(), run.metrics()
         row = _begun(entry, config, metrics, diverged.get(entry.arch))
@@ -47,17 +47,15 @@ def measure(
         rows.append(row)
     for _ in range(SPEED_ROUNDS):  # in turns, so that what else this machine does falls on all of them
         for name, (model, tokenizer) in models.items():
-            if stopped():
-                yield None
-                return
-            rate, sample = _write(model, tokenizer, comparison.request.seed)
-            rates.setdefault(name, []).append((rate, sample))
+            if stop.is_set():
+                return None
+            drawn.setdefault(name, []).append(_write(model, tokenizer, comparison.request.seed))
     for row in rows:
-        if row["architecture"] in rates:
-            drawn = rates[row["architecture"]]
-            row["generation_tokens_per_second"] = statistics.median(rate for rate, _ in drawn)
-            row["sample"] = drawn[0][1]
-    yield from sorted(rows, key=lambda row: (row["status"] == "diverged", _loss(row)))
+        written = drawn.get(row["architecture"])
+        if written is not None:
+            row["generation_tokens_per_second"] = statistics.median(rate for rate, _ in written)
+            row["sample"] = written[0][1]
+    return sorted(rows, key=lambda row: (row["status"] == "diverged", _loss(row)))
 
 
 def _loss(row: Mapping[str, Any]) -> float:

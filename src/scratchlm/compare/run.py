@@ -5,7 +5,7 @@ All that it does is a function of the folder: what is trained already is passed 
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,8 @@ def compare(comparison: Comparison, stop: threading.Event | None = None) -> Iter
             if stop.is_set():
                 return
         yield Measuring()
-        rows = list(measure(comparison, diverged, stop.is_set))
-        if None in rows:
+        rows = measure(comparison, diverged, stop)
+        if rows is None:
             return
         results = {**read_json(folder.path / "comparison.json"), "versions": runtime.versions(), "rows": rows}
         del results["entries"]
@@ -106,7 +106,7 @@ def compare(comparison: Comparison, stop: threading.Event | None = None) -> Iter
 
 def _train(
     comparison: Comparison, settings: dict[str, Any], arch: str, path: Path, sweep: bool, stop: threading.Event
-) -> Iterator[Any]:
+) -> Generator[Happening, None, str | None]:
     """Train one run to its end. Returns what is to be said of it if it diverged."""
     if stop.is_set():
         return None
@@ -154,7 +154,7 @@ def _runs(comparison: Comparison) -> Iterator[Path]:
         yield comparison.run(entry).path
 
 
-def _sweep(comparison: Comparison, entry: Entry, stop: threading.Event) -> Iterator[Any]:
+def _sweep(comparison: Comparison, entry: Entry, stop: threading.Event) -> Generator[Happening, None, float]:
     """Train shortly at a few rates. Returns the rate with the lowest validation loss, the preset's if all diverge."""
     config = entry.config
     tried: dict[float, float | None] = {}

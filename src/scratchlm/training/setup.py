@@ -153,6 +153,8 @@ def fit_steps(config: RunConfig, train: Tokens, scored: int, seconds: float, dev
     each = runtime.seconds_per_step(TrainingStep(model, config.carry), model, batch)
     # an evaluation reads without going back: about a third of the work for each token
     evaluation = each / 3 * scored / batch.tokens.numel()
+    if config.carry:  # and one pass in a single row, in which each position takes up to what it takes in a batch
+        evaluation += each / 3 * scored / config.training_window
     total = config.steps * (each + evaluation / config.eval_every)
     if total <= 1.25 * seconds:
         return config
