@@ -261,7 +261,7 @@ def test_the_file_of_a_checkpoint_is_whole_or_not_there(new_run, monkeypatch):
 
 # --- carried streams ---------------------------------------------------------------------------------------------
 
-CARRIED = {"arch": "toy", "carry": True, "window": 16, "batch_size": 30, "model": {}}  # 6 steps an epoch
+CARRIED = {"arch": "toy", "carry": True, "window": 16, "batch_size": 30, "model": {}}  # 5 steps an epoch
 
 
 def test_windows_with_a_carried_state_are_one_long_window():
