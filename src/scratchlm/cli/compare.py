@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from scratchlm.cli.flags import Int
+from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.compare.budget import parse_budget
 from scratchlm.errors import InputError
 
@@ -21,6 +21,7 @@ def command(
     budget: str = "params=1M,tokens=5M",
     out: str = "runs/compare",
     tokenizer: str = "char",
+    vocab_size: OptionalInt = None,
     seed: Int = 1337,
     batch_size: Int = 16,
     window: Int = 256,
@@ -42,7 +43,9 @@ def command(
     out
         The comparison's folder.
     tokenizer
-        A kind (char, byte) or a tokenizer's file.
+        A kind (char, byte, bpe), a published vocabulary (gpt2, cl100k, o200k) or a tokenizer's file.
+    vocab_size
+        Tokens of a bpe tokenizer that is trained, special ones not counted; without it 1024.
     seed
         Seed of weights, batches and samples.
     batch_size
@@ -68,6 +71,7 @@ def command(
         data=data,
         budget=allowed,
         tokenizer=tokenizer,
+        vocab_size=vocab_size,
         seed=seed,
         batch_size=batch_size,
         window=window,

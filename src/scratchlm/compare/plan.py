@@ -19,7 +19,7 @@ from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.files import read_json, write_json
 from scratchlm.models import MODELS
-from scratchlm.training.setup import check_memory, read_data, tokenize, training_batches
+from scratchlm.training.setup import check_memory, learn_tokenizer, read_splits, tokenize, training_batches
 from scratchlm.training.step import TrainingStep
 
 PLAN = "comparison.json"
@@ -35,6 +35,7 @@ class Request:
     data: str
     budget: Budget
     tokenizer: str = "char"
+    vocab_size: int | None = None
     seed: int = 1337
     batch_size: int = 16
     window: int = 256
@@ -146,14 +147,15 @@ def make_plan(request: Request) -> list[Entry]:
             f"--budget tokens={request.budget.tokens:,} is less than one step of {request.batch_size} x "
             f"{request.window} = {per_step:,} tokens; give more, or a smaller --batch-size or --window"
         )
-    common = {name: getattr(request, name) for name in ("data", "tokenizer", "seed", "batch_size", "window", "device")}
-    for name in names:  # what is wrong with the settings is said before a long text is read
-        make_config({"arch": name, **common, "window": None, "model": {"vocab_size": 1}})
+    shared = ("data", "tokenizer", "vocab_size", "seed", "batch_size", "window", "device")
+    common = {name: getattr(request, name) for name in shared}
+    # what is wrong with the settings is said before a long text is read
+    checked = [make_config({"arch": name, **common, "window": None, "model": {"vocab_size": 1}}) for name in names]
     device, _ = runtime.choose_device(request.device)
-    documents = read_data(request.data)
-    tokenizer = tokenizers.train(request.tokenizer, documents)
+    documents, parts = read_splits(checked[0])
+    tokenizer = tokenizers.exhaust(learn_tokenizer(checked[0], documents, parts["train"]))
     planned = [(*_shape(name, request, tokenizer.vocab_size, common), name) for name in names]
-    tokens = tokenize(documents, tokenizer, planned[0][0])
+    tokens = tokenize(parts, tokenizer, planned[0][0])
     batch = training_batches(planned[0][0], Tokens.of(tokens["train"])).batch(0).to(device)
     entries = []
     for config, sized, name in planned:

@@ -88,8 +88,7 @@ def create_run(
     device, _ = runtime.choose_device(config.device)
     require_logger(config.logger)
 
-    documents = read_data(config.data, config.errors)
-    parts = dict(zip(SPLITS, split_documents(documents, config.split), strict=True))
+    documents, parts = read_splits(config)
     tokenizer = follow(learn_tokenizer(config, documents, parts["train"]))
     if asked_size not in (None, tokenizer.vocab_size):
         raise InputError(
@@ -117,6 +116,12 @@ def create_run(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return RunFolder(folder), asked
+
+
+def read_splits(config: RunConfig) -> tuple[list[str], dict[str, list[str]]]:
+    """The documents of a run, and its splits of them."""
+    documents = read_data(config.data, config.errors)
+    return documents, dict(zip(SPLITS, split_documents(documents, config.split), strict=True))
 
 
 def learn_tokenizer(
