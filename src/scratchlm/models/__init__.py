@@ -44,5 +44,6 @@ MODELS = Registry(
         "lstm": "scratchlm.models.lstm:LSTM",
         "gru": "scratchlm.models.gru:GRU",
         "bigram": "scratchlm.models.bigram:Bigram",
+        "cnn": "scratchlm.models.cnn:CNN",
     }
 )
