@@ -12,6 +12,7 @@ import torch.nn.functional as F
 import contract
 from scratchlm import generation, layers, model
 from scratchlm.models.bigram import Bigram
+from scratchlm.models.cnn import CNN, CausalConvolution
 from scratchlm.models.gpt import GPT, Block, GPTState
 from scratchlm.models.gru import GRU
 from scratchlm.models.lstm import LSTM, LongShortTermMemory
@@ -341,6 +342,95 @@ def table_read_at_the_target(bigram, monkeypatch):
     """Inputs and targets shifted the wrong way: the row of the next token is the one that is read."""
     original = type(bigram).forward
     forward_with(bigram, lambda self, tokens, state=None: original(self, tokens.roll(-1, 1), state))
+def convolve_with(monkeypatch, change):
+    """Let `change` have its hand in what each convolution reads and keeps: (x, memory, convolution) -> (y, memory)."""
+    original = CausalConvolution.forward
+
+    def forward(self, x, memory=None):
+        return change(lambda x, memory: original(self, x, memory), x, memory, self)
+
+    monkeypatch.setattr(CausalConvolution, "forward", forward)
+
+
+@mutant(CNN, "causal")
+def padding_on_both_sides(cnn, monkeypatch):
+    """nn.Conv1d(padding="same") and keras' Conv1D without "causal": each position sees half a kernel of its future."""
+
+    def centred(convolve, x, memory, layer):
+        ahead = layer.reach // 2
+        y, memory = convolve(F.pad(x, (0, 0, 0, ahead)), memory)
+        return y[:, ahead:], memory[:, : layer.reach]
+
+    convolve_with(monkeypatch, centred)
+
+
+@mutant(CNN, "causal")
+def head_chopped_instead_of_the_tail(cnn, monkeypatch):
+    """Padded on both sides as in TCN, but the first outputs are cut off, where its Chomp1d cuts the last ones."""
+
+    def chopped(convolve, x, memory, layer):
+        y, memory = convolve(F.pad(x, (0, 0, 0, layer.reach)), memory)
+        return y[:, layer.reach :], memory[:, : layer.reach]
+
+    convolve_with(monkeypatch, chopped)
+
+
+@mutant(CNN, "stream")
+def padding_before_the_norm(cnn, monkeypatch):
+    """Zeros padded to the stream: LayerNorm(0) is its bias, and once that moves the memory starts with other values."""
+    for block in cnn.blocks:
+        torch.nn.init.normal_(block.norm.bias)
+        leaked = block.norm.bias.detach()
+
+        def convolve(x, memory=None, leaked=leaked, original=block.convolution.forward, reach=block.convolution.reach):
+            start = leaked.expand(len(x), reach, -1)
+            return original(x, start if memory is None and x.shape[1] else memory)
+
+        block.convolution.forward = convolve
+
+
+@mutant(CNN, "stream")
+def memory_off_by_one(cnn, monkeypatch):
+    """A ring buffer of (k - 1) d slots that is read before the current input is written into it."""
+    convolve_with(
+        monkeypatch,
+        lambda convolve, x, memory, layer: convolve(x, None if memory is None else memory.roll(1, 1)),
+    )
+
+
+@mutant(CNN, "stream")
+def dilation_ignored_in_memory(cnn, monkeypatch):
+    """A queue of k inputs, as fairseq's LinearizedConvolution keeps, put under a dilated convolution."""
+
+    def short(convolve, x, memory, layer):
+        y, after = convolve(x, memory)
+        after = after.clone()
+        after[:, : -layer.reach // layer.dilation] = 0
+        return y, after
+
+    convolve_with(monkeypatch, short)
+
+
+@mutant(CNN, "stream")
+def only_the_last_input_is_kept(cnn, monkeypatch):
+    """fairseq's LinearizedConvolution: each call shifts the buffer by one and puts in the chunk's last input alone."""
+
+    def shifted(convolve, x, memory, layer):
+        y, after = convolve(x, memory)
+        return y, after if memory is None else torch.cat([memory, x[:, -1:]], 1)[:, -layer.reach :]
+
+    convolve_with(monkeypatch, shifted)
+
+
+@mutant(CNN, "rollback")
+def buffer_shifted_in_place(cnn, monkeypatch):
+    """fairseq's LinearizedConvolution: the buffer that was passed in is shifted, so an older state has newer inputs."""
+
+    def in_place(convolve, x, memory, layer):
+        y, after = convolve(x, memory)
+        return y, after if memory is None else memory.copy_(after)
+
+    convolve_with(monkeypatch, in_place)
 
 
 def breaks(name, check, monkeypatch):
