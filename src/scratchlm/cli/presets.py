@@ -19,7 +19,7 @@ def list_() -> int:
         for number, (name, settings) in enumerate(MODELS[arch].presets.items()):
             shape = ", ".join(f"{key} {value}" for key, value in settings.get("model", {}).items())
             print(
-                f"{arch:<12} {name:<14} {'(default) ' if not number else ''}{settings.get('steps', 0):,} steps; {shape}"
+                f"{arch:<12} {name:<16} {'(default) ' if not number else ''}{settings.get('steps', 0):,} steps; {shape}"
             )
     return 0
 
