@@ -342,6 +342,8 @@ def table_read_at_the_target(bigram, monkeypatch):
     """Inputs and targets shifted the wrong way: the row of the next token is the one that is read."""
     original = type(bigram).forward
     forward_with(bigram, lambda self, tokens, state=None: original(self, tokens.roll(-1, 1), state))
+
+
 def convolve_with(monkeypatch, change):
     """Let `change` have its hand in what each convolution reads and keeps: (x, memory, convolution) -> (y, memory)."""
     original = CausalConvolution.forward
