@@ -35,6 +35,8 @@ bench: setup
 	$(BIN)/python benchmarks/cached_generation.py
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/bpe.py
+	$(BIN)/python benchmarks/recurrence.py
+	$(BIN)/python benchmarks/cnn.py
 
 clean:
 	rm -rf $(VENV)

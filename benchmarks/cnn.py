@@ -30,7 +30,7 @@ def training_step(model, batch):
     step, parameters = TrainingStep(model), list(model.parameters())
 
     def run():
-        total, count = step(batch)
+        total, count, _ = step(batch)
         (total / count).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
