@@ -18,6 +18,7 @@ from scratchlm.config import OptimConfig
 from scratchlm.data.batches import Batch, CarriedStreams, TrainingWindows
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
+from scratchlm.layers import LayerNorm
 from scratchlm.models import MODELS
 from scratchlm.training import loop, optim
 from toy import Toy
@@ -32,7 +33,13 @@ def test_each_parameter_is_in_one_group(name):
     assert len(listed) == len(set(listed))
     assert set(listed) == {id(parameter) for parameter in model.parameters()}
     free_names = {n for n, p in model.named_parameters() if any(p is q for q in free["params"])}
-    assert free_names == {n for n in dict(model.named_parameters()) if "norm" in n or n.endswith("bias")}
+    expected = {
+        f"{prefix}.{own}"
+        for prefix, module in model.named_modules()
+        for own, _ in module.named_parameters(recurse=False)
+        if isinstance(module, LayerNorm) or own == "bias"
+    }
+    assert free_names == expected
 
 
 def test_nanogpt_groups_have_its_published_sizes():

@@ -107,6 +107,12 @@ class CNNConfig:
         return cls(vocab_size=vocab_size, dim=dim, depth=depth, dilations=dilations)
 
     @property
+    def parameters(self) -> int:
+        """Parameters, the tied embedding counted once."""
+        with torch.device("meta"):  # shapes without numbers
+            return sum(parameter.numel() for parameter in CNN(self).parameters())
+
+    @property
     def receptive_field(self) -> int:
         """Tokens that decide a feature: the current one and those before it."""
         each = 2 if self.block == "tcn" else 1  # convolutions in a block
