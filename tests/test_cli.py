@@ -1073,7 +1073,7 @@ def test_signals_end_a_training_with_all_saved(cli, tmp_path):
         processes[code] = number, start("train", "gpt", *flags, cwd=tmp_path)
     try:
         for code, (number, process) in processes.items():
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 180
             while not Path(str(code), "checkpoints/step_000010").is_dir():
                 assert process.poll() is None, process.stderr.read()
                 assert time.monotonic() < deadline

@@ -1,5 +1,7 @@
 """Every registered architecture, and the toy one, obeys the contract."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -50,6 +52,28 @@ def test_state_of_another_batch_is_refused(name):
     model = MODELS[name](MODELS[name].Config.tiny())
     with pytest.raises(ValueError, match="2 rows, the tokens 3"):
         model(torch.zeros(3, 4, dtype=torch.int64), model.initial_state(2))
+
+
+@pytest.mark.parametrize("other", list(MODELS))
+@pytest.mark.parametrize("name", list(MODELS))
+def test_state_of_another_model_is_refused(name, other):
+    model, config = MODELS[name](MODELS[name].Config.tiny()), MODELS[other].Config.tiny()
+    if other == name:  # another shape of the same class
+        if not hasattr(config, "depth"):
+            return
+        config = dataclasses.replace(config, depth=config.depth + 1)
+    state = MODELS[other](config).initial_state(3)
+    with pytest.raises(ValueError, match=r"start (one )?with initial_state\(\)"):
+        model(torch.zeros(3, 4, dtype=torch.int64), state)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if hasattr(MODELS[name].Config, "dim")])
+def test_state_of_another_width_is_refused(name):
+    config = MODELS[name].Config.tiny()
+    wider = {field: 2 * getattr(config, field) for field in ("dim", "hidden_dim") if getattr(config, field, None)}
+    state = MODELS[name](dataclasses.replace(config, **wider)).initial_state(3)
+    with pytest.raises(ValueError, match=r"start one with initial_state\(\)"):
+        MODELS[name](config)(torch.zeros(3, 4, dtype=torch.int64), state)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name](MODELS[name].Config.tiny()).context])

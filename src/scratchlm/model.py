@@ -187,6 +187,7 @@ class LanguageModel(nn.Module, ABC):
     Config: ClassVar[type]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # run settings by name; the first is the default
     takes_source: ClassVar[bool] = False
+    StateType: ClassVar[type[State]] = State  # what `initial_state` gives
 
     config: Any
     blocks: nn.ModuleList  # what is sharded, checkpointed and compiled piece by piece
@@ -216,6 +217,10 @@ class LanguageModel(nn.Module, ABC):
     def position(self, tokens: Tensor, state: State | None) -> int:
         """Tokens consumed before this chunk, once it is known that the chunk fits."""
         at = 0 if state is None else state.length
+        if state is not None and not isinstance(state, self.StateType):
+            raise ValueError(
+                f"a {type(state).__name__} is no state of a {type(self).__name__}; start with initial_state()"
+            )
         if state is not None and state.batch_size != len(tokens):
             raise ValueError(
                 f"the state has {state.batch_size} rows, the tokens {len(tokens)}; state.select(rows) "

@@ -214,6 +214,7 @@ class RecurrentModel(LanguageModel):
     """A language model of residual blocks around a recurrence, which the subclass names in `Layer`."""
 
     Config = RecurrentConfig
+    StateType = RecurrentState
     Layer: ClassVar[type[Recurrence]]
 
     def __init__(self, config: RecurrentConfig) -> None:
@@ -255,14 +256,13 @@ class RecurrentModel(LanguageModel):
         x = self.final_norm(x).transpose(0, 1)  # (B, T, D)
         return x, None if state is None else RecurrentState(length=at + tokens.shape[1], memories=memories)
 
-    def check(self, state: State) -> None:
+    def check(self, state: RecurrentState) -> None:
         """Raises ValueError for the state of another model."""
         wanted = [(self.config.hidden_dim,) * len(self.Layer.vectors)] * self.config.depth
-        memories = state.memories if isinstance(state, RecurrentState) else []
-        if [tuple(vector.shape[1] for vector in memory) for memory in memories] != wanted:
+        if [tuple(vector.shape[1] for vector in memory) for memory in state.memories] != wanted:
             raise ValueError(
-                f"this {type(state).__name__} is not of this {type(self).__name__} of {self.config.depth} blocks with "
-                f"{self.config.hidden_dim} hidden units; start one with model.initial_state()"
+                f"the state is of another model than this {type(self).__name__} of {self.config.depth} blocks with "
+                f"{self.config.hidden_dim} hidden units; start one with initial_state()"
             )
 
     def readout(self, features: Tensor) -> Tensor:

@@ -40,6 +40,8 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     """
     if name not in DEVICES:
         raise InputError(f"unknown device {name!r}; choose from: {', '.join(DEVICES)}")
+    if name in ("auto", "cuda"):
+        torch.backends.cudnn.allow_tf32 = False  # products are not in TF32 by default, and convolutions would be
     if name == "auto":
         if cuda_works():
             return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} works"

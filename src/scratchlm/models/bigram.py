@@ -54,6 +54,7 @@ class Bigram(LanguageModel):
     """A table of logits (V, V): row i says what follows token i."""
 
     Config = BigramConfig
+    StateType = BigramState
 
     def __init__(self, config: BigramConfig) -> None:
         super().__init__()

@@ -147,6 +147,11 @@ class CausalConvolution(nn.Module):
 
         Shapes: x (B, T, C), T may be 0, memory (B, reach, C) -> (B, T, O), (B, reach, C).
         """
+        if memory is not None and memory.shape[1:] != (self.reach, x.shape[2]):
+            raise ValueError(
+                f"the state is of another model: one of its memories is {tuple(memory.shape[1:])}, where "
+                f"{self.reach, x.shape[2]} is needed; start one with initial_state()"
+            )
         new, weight = x.shape[1], self.weight  # read once: a parametrization computes it at each reading
         seen = F.pad(x, (0, 0, self.reach, 0)) if memory is None else torch.cat([memory, x], 1)  # (B, reach + T, C)
         if new > 1:
@@ -295,6 +300,7 @@ class CNN(LanguageModel):
     """A stack of causal convolutions of the shape that `config` gives."""
 
     Config = CNNConfig
+    StateType = CNNState
 
     def __init__(self, config: CNNConfig) -> None:
         super().__init__()
@@ -312,6 +318,11 @@ class CNN(LanguageModel):
 
     def forward(self, tokens: Tensor, state: CNNState | None = None) -> tuple[Tensor, CNNState | None]:
         at = self.position(tokens, state)
+        if state is not None and len(state.memories) != self.config.depth:
+            raise ValueError(
+                f"the state is of another model: it has {len(state.memories)} blocks, this CNN {self.config.depth}; "
+                "start one with initial_state()"
+            )
         features, memories = self._read(tokens, None if state is None else state.memories)
         return features, None if state is None else CNNState(length=at + tokens.shape[1], memories=memories)
 

@@ -147,6 +147,7 @@ class GPT(LanguageModel):
     """A GPT-2 of the shape that `config` gives."""
 
     Config = GPTConfig
+    StateType = GPTState
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -175,15 +176,22 @@ class GPT(LanguageModel):
 
     def forward(self, tokens: Tensor, state: GPTState | None = None) -> tuple[Tensor, GPTState | None]:
         at = self.position(tokens, state)
+        heads, width = self.config.heads, self.config.dim // self.config.heads
+        memories = [] if state is None else [memory.keys.shape[1::2] for memory in state.memories]  # (H, K) each
+        if state is not None and memories != [(heads, width)] * self.config.depth:
+            raise ValueError(
+                f"the state is of another model than this GPT of {self.config.depth} blocks with {heads} heads of "
+                f"width {width}; start one with initial_state()"
+            )
         positions = torch.arange(at, at + tokens.shape[1], device=tokens.device)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, D)
         x = F.dropout(x, self.config.dropout, self.training)
-        memories: list[KV] = []
+        after: list[KV] = []
         for index, block in enumerate(self.blocks):
             x, memory = block(x, None if state is None else state.memories[index], at)
-            memories.append(memory)
+            after.append(memory)
         x = self.final_norm(x)
-        return x, None if state is None else GPTState(length=at + tokens.shape[1], memories=memories)
+        return x, None if state is None else GPTState(length=at + tokens.shape[1], memories=after)
 
     def readout(self, features: Tensor) -> Tensor:
         return F.linear(features, self.token_embedding.weight)
