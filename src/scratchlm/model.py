@@ -218,9 +218,7 @@ class LanguageModel(nn.Module, ABC):
         """Tokens consumed before this chunk, once it is known that the chunk fits."""
         at = 0 if state is None else state.length
         if state is not None and not isinstance(state, self.StateType):
-            raise ValueError(
-                f"a {type(state).__name__} is no state of a {type(self).__name__}; start with initial_state()"
-            )
+            raise ValueError(f"{type(state).__name__} is no state of {type(self).__name__}; start with initial_state()")
         if state is not None and state.batch_size != len(tokens):
             raise ValueError(
                 f"the state has {state.batch_size} rows, the tokens {len(tokens)}; state.select(rows) "

@@ -214,7 +214,7 @@ class RecurrentModel(LanguageModel):
     """A language model of residual blocks around a recurrence, which the subclass names in `Layer`."""
 
     Config = RecurrentConfig
-    StateType = RecurrentState
+    StateType: ClassVar[type[RecurrentState]] = RecurrentState
     Layer: ClassVar[type[Recurrence]]
 
     def __init__(self, config: RecurrentConfig) -> None:
@@ -242,28 +242,24 @@ class RecurrentModel(LanguageModel):
     ) -> RecurrentState:
         nothing = self.token_embedding(self.token_embedding.weight.new_zeros(0, batch_size, dtype=torch.int64))
         memories = [cast(Block, block).recurrence.initial_memory(nothing) for block in self.blocks]
-        return RecurrentState(length=0, memories=memories)
+        return self.StateType(length=0, memories=memories)
 
     def forward(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState | None]:
         at = self.position(tokens, state)
         before = self.initial_state(len(tokens)) if state is None else state
-        self.check(before)
+        wanted = [(self.config.hidden_dim,) * len(self.Layer.vectors)] * self.config.depth
+        if [tuple(vector.shape[1] for vector in memory) for memory in before.memories] != wanted:
+            raise ValueError(
+                f"the state is of another model than this {type(self).__name__} of {self.config.depth} blocks with "
+                f"{self.config.hidden_dim} hidden units; start one with initial_state()"
+            )
         x = self.token_embedding(tokens.t())  # (T, B, D)
         memories: list[Memory] = []
         for block, memory in zip(self.blocks, before.memories, strict=True):
             x, after = block(x, memory)
             memories.append(after)
         x = self.final_norm(x).transpose(0, 1)  # (B, T, D)
-        return x, None if state is None else RecurrentState(length=at + tokens.shape[1], memories=memories)
-
-    def check(self, state: RecurrentState) -> None:
-        """Raises ValueError for the state of another model."""
-        wanted = [(self.config.hidden_dim,) * len(self.Layer.vectors)] * self.config.depth
-        if [tuple(vector.shape[1] for vector in memory) for memory in state.memories] != wanted:
-            raise ValueError(
-                f"the state is of another model than this {type(self).__name__} of {self.config.depth} blocks with "
-                f"{self.config.hidden_dim} hidden units; start one with initial_state()"
-            )
+        return x, None if state is None else self.StateType(length=at + tokens.shape[1], memories=memories)
 
     def readout(self, features: Tensor) -> Tensor:
         return F.linear(features, self.token_embedding.weight)

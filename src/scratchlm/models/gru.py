@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scratchlm.recurrence import Memory, Recurrence, RecurrentConfig, RecurrentModel
+from scratchlm.recurrence import Memory, Recurrence, RecurrentConfig, RecurrentModel, RecurrentState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +104,15 @@ class GatedRecurrentUnit(Recurrence):
         return projected, slopes, states[:-1], (carried[0],)
 
 
+class GRUState(RecurrentState):
+    """The hidden vector (B, H) of each block."""
+
+
 class GRU(RecurrentModel):
     """A GRU of the shape that `config` gives."""
 
     Config = GRUConfig
+    StateType = GRUState
     Layer = GatedRecurrentUnit
 
 

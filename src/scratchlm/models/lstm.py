@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scratchlm.recurrence import Memory, Recurrence, RecurrentConfig, RecurrentModel
+from scratchlm.recurrence import Memory, Recurrence, RecurrentConfig, RecurrentModel, RecurrentState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +108,15 @@ class LongShortTermMemory(Recurrence):
         return slopes, slopes, hiddens[:-1], (carried, cell)
 
 
+class LSTMState(RecurrentState):
+    """The hidden vector and the cell (B, H) of each block."""
+
+
 class LSTM(RecurrentModel):
     """An LSTM of the shape that `config` gives."""
 
     Config = LSTMConfig
+    StateType = LSTMState
     Layer = LongShortTermMemory
 
 

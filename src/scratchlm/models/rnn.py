@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scratchlm.recurrence import Memory, Recurrence, RecurrentConfig, RecurrentModel
+from scratchlm.recurrence import Memory, Recurrence, RecurrentConfig, RecurrentModel, RecurrentState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +79,15 @@ class Elman(Recurrence):
         return slopes, slopes, states[:-1], (carried,)
 
 
+class RNNState(RecurrentState):
+    """The hidden vector (B, H) of each block."""
+
+
 class RNN(RecurrentModel):
     """An Elman network of the shape that `config` gives."""
 
     Config = RNNConfig
+    StateType = RNNState
     Layer = Elman
 
 
