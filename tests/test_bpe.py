@@ -318,6 +318,12 @@ def test_any_text_reads_back_whatever_the_pattern(tokenizer, text, pattern):
     assert ours.encode_bytes(text.encode()) == ids
 
 
+def test_a_tokenizer_without_merges_encodes_bytes(loops):
+    plain = BPETokenizer([], byte_order="value")
+    assert plain.encode(PLAYS[:5000]) == list(PLAYS[:5000].encode())
+    assert plain.encode("") == []
+
+
 def test_large_bytes_that_are_no_text_read_back(tokenizer, loops):
     data = random.Random(3).randbytes(20_000)
     assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data

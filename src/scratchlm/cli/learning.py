@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scratchlm.tokenizers import BPETokenizer, Learning, Tokenizer
+from scratchlm.tokenizers.bpe import VOCABULARY
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
 def follow(steps: Generator[Learning, None, Tokenizer], asked: int | None = None) -> Tokenizer:
-    """Take the training of a tokenizer to its end and draw it. `asked`: say so where there are fewer tokens."""
+    """Take the training of a tokenizer to its end and draw it. `asked`: its tokens, since there may be fewer."""
     start, stage = time.perf_counter(), None
     bar = Progress(
         TextColumn("{task.description}"),
@@ -39,6 +40,6 @@ def follow(steps: Generator[Learning, None, Tokenizer], asked: int | None = None
         console.print(
             f"trained a bpe tokenizer of {tokenizer.vocab_size:,} tokens in {time.perf_counter() - start:.1f} s"
         )
-        if asked is not None and tokenizer.ordinary_size < asked:
-            console.print(tokenizer.shortage(asked))
+        if tokenizer.ordinary_size < (asked or VOCABULARY):
+            console.print(tokenizer.shortage(asked or VOCABULARY))
     return tokenizer

@@ -20,6 +20,7 @@ from scratchlm.data.text import Errors, read_documents, stream_text
 from scratchlm.errors import InputError
 from scratchlm.interop.vocabularies import PUBLISHED, export_vocabulary, import_vocabulary, named_vocabulary
 from scratchlm.tokenizers import BPETokenizer, Tokenizer
+from scratchlm.tokenizers.bpe import VOCABULARY
 from scratchlm.tokenizers.splitting import PATTERNS
 
 app = App(
@@ -37,7 +38,7 @@ OptionalText = Annotated[str | None, Parameter(allow_leading_hyphen=True, show_d
 @app.command
 def train(
     *files: str,
-    vocab_size: Int = 1024,
+    vocab_size: Int = VOCABULARY,
     pattern: str = "gpt4",
     ties: Literal["gpt2", "ids", "first"] = "gpt2",
     level: Literal["bytes", "characters"] = "bytes",

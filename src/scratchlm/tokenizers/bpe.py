@@ -47,6 +47,7 @@ from scratchlm.tokenizers.splitting import (
 )
 
 ByteOrder = Literal["gpt2", "value"]
+VOCABULARY = 1024  # tokens where no number is given
 BLOCK = 1 << 20  # characters that are encoded at once
 SMALL = 1 << 12  # characters up to which the expression is faster than the scanner
 WORTH_COMPILING = 1 << 16  # characters from which on numba's start is made up for
@@ -135,7 +136,7 @@ class BPETokenizer(Tokenizer):
         workers: int = 1,
     ) -> Generator[Learning, None, Self]:
         """`train` that tells how far it is, and returns the tokenizer."""
-        vocab_size = 1024 if vocab_size is None else vocab_size
+        vocab_size = VOCABULARY if vocab_size is None else vocab_size
         byte_order: ByteOrder = "gpt2" if ties == "gpt2" else "value"
         special = [*special, *([END_OF_TEXT] if documents and END_OF_TEXT not in special else [])]
         compile_pattern(pattern)
@@ -185,8 +186,8 @@ class BPETokenizer(Tokenizer):
         Warns where the texts support fewer tokens. Raises InputError for settings out of range and for empty texts.
         """
         tokenizer = exhaust(cls.learn(texts, documents=documents, **settings))
-        asked = settings.get("vocab_size")
-        if asked is not None and tokenizer.ordinary_size < asked:
+        asked = settings.get("vocab_size") or VOCABULARY
+        if tokenizer.ordinary_size < asked:
             warnings.warn(tokenizer.shortage(asked), stacklevel=2)
         return tokenizer
 
@@ -302,7 +303,8 @@ class BPETokenizer(Tokenizer):
     def _compiled_ranks(self) -> Any:
         compiled = compiled_loops()
         assert compiled is not None
-        return compiled.pair_table(np.array(list(self._ranks)), np.array(list(self._ranks.values())))
+        pairs, tokens = (np.array(list(part), np.int64) for part in (self._ranks, self._ranks.values()))
+        return compiled.pair_table(pairs, tokens)
 
     # decoding and looking inside
 
