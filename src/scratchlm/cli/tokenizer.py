@@ -57,7 +57,7 @@ def train(
     vocab_size
         Tokens: bytes, characters and merges. Special tokens come on top.
     pattern
-        How a text is cut into chunks that no token crosses: gpt2, gpt4, none, or a regular expression.
+        How a text is cut into chunks that no token crosses: gpt2, gpt4, o200k, none, or a regular expression.
     ties
         Which of two pairs that occur equally often is merged first: as transformers' tokenizers do (gpt2), as rustbpe
         does (ids), as minbpe does (first).

@@ -2,11 +2,12 @@
 
     gpt2    Radford et al. 2019, released encoder.py: contractions, words and numbers with a space before them, the rest
     gpt4    tiktoken's cl100k_base: any one mark before a word, numbers of three digits at most, lines kept together
+    o200k   tiktoken's o200k_base: as gpt4, and a word ends where capitals follow small letters
     none    no cut at all
 
-A regular expression takes 0.1 s for a megabyte. Whoever looks at the two patterns sees that where a chunk starts
-follows from the classes of a few characters around it, so the two have a scanner that looks at all places at once
-with numpy: ten times as fast, and equal to the expression for any text (tests/test_splitting.py).
+A regular expression takes 0.1 s for a megabyte. Whoever looks at gpt2 and gpt4 sees that where a chunk starts follows
+from the classes of a few characters around it, so these two have a scanner that looks at all places at once with numpy:
+ten times as fast, and equal to the expression for any text (tests/test_splitting.py).
 """
 
 import functools
