@@ -8,7 +8,7 @@ import pytest
 
 from runs import TEXT
 from scratchlm import tokenizers
-from scratchlm.cli import main
+from scratchlm.cli import learning, main
 from scratchlm.cli.tokenizer import visible
 
 
@@ -56,8 +56,16 @@ def test_special_tokens_are_text_unless_they_are_allowed(folder, capsys):
 def test_show_names_the_merges_that_made_a_token(folder, capsys):
     assert main(["tokenizer", "show", "tokenizer.json", "went down"]) == 0
     out = capsys.readouterr().out
-    assert "(" in out
     assert "bytes per token" in out
+    tokenizer = tokenizers.load("tokenizer.json")
+    merged = [token for token in tokenizer.encode("went down") if token >= 256]
+    assert merged
+    for token in merged:
+        data = tokenizer.token_bytes(token)
+        (row,) = [line for line in out.splitlines() if line.split()[:1] == [str(token)]]
+        assert row.split()[1] == visible(data)
+        assert data.hex(" ") in row
+        assert row.count("(") == len(data) - 1, "each merge is shown"
     assert main(["tokenizer", "show", "tokenizer.json", "went down", "--json"]) == 0
     tokens = json.loads(capsys.readouterr().out)["tokens"]
     assert b"".join(bytes.fromhex(token["bytes"]) for token in tokens) == b"went down"
@@ -175,3 +183,58 @@ def test_a_published_vocabulary_can_be_named(folder, capsys, monkeypatch):
     assert "gpt2 has its own" in capsys.readouterr().err
     assert main([*command, "--out=run"]) == 0
     assert tokenizers.load("run/tokenizer.json").sha256 == tokenizers.load("tokenizer.json").sha256
+
+
+def test_a_tree_of_any_depth_is_shown(folder, capsys):
+    chain = [(65, 66), *((256 + at, 66) for at in range(2000))]  # b, and then one c more in each token
+    tokenizers.BPETokenizer(chain, pattern="none").save("deep.json")
+    assert main(["tokenizer", "show", "deep.json", "b" + "c" * 2001, "--json"]) == 0
+    (token,) = json.loads(capsys.readouterr().out)["tokens"]
+    assert token["made_of"].count("(") == 32
+
+
+def test_a_file_that_comes_while_a_tokenizer_is_trained_stays(folder, capsys, monkeypatch):
+    original = learning.follow
+
+    def follow(steps):
+        (folder / "late.json").write_text("mine", encoding="utf-8")
+        return original(steps)
+
+    monkeypatch.setattr(learning, "follow", follow)
+    assert main(["tokenizer", "train", "my.txt", "--out=late.json"]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert (folder / "late.json").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_disk_that_is_full_leaves_no_half_file(folder, capsys, monkeypatch):
+    def full(self, *arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert main(["tokenizer", "train", "my.txt", "--out=x.json"]) == 2
+    assert "cannot write x.json: No space left on device" in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["tokenizer", "train", "n" * 300, "--out=x.json"],
+        ["tokenizer", "train", "my.txt", f"--out={'n' * 300}"],
+        ["tokenizer", "encode", "n" * 300, "a"],
+        ["train", "gpt", "--data=my.txt", f"--tokenizer={'n' * 300}", "--out=run"],
+    ],
+    ids=["text", "out", "tokenizer", "run"],
+)
+def test_a_name_that_is_too_long_is_one_line(command, folder, capsys):
+    assert main(command) == 2
+    err = capsys.readouterr().err
+    assert "too long" in err
+    assert err.count("\n") == 1
+
+
+def test_nested_json_is_no_tokenizer(folder, capsys):
+    (folder / "deep.json").write_text("[" * 200_000, encoding="utf-8")
+    assert main(["tokenizer", "encode", "deep.json", "a"]) == 2
+    assert "deep.json is no tokenizer file" in capsys.readouterr().err

@@ -1,8 +1,10 @@
 """The command line: wiring, drawing and argument errors. A command is a file of its own, loaded when it is called."""
 
+import errno
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
@@ -45,7 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows would be written in another encoding
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        code = root()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = root()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         return code if isinstance(code, int) else 0
     except CycloptsError as error:
         return _refuse(str(error))
@@ -57,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _reader_left() if error.code == 1 else error.code if isinstance(error.code, int) else 0
     except BrokenPipeError:
         return _reader_left()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _refuse(f"{error.filename} is too long for a name of a file; give a shorter one")
     except MemoryError:
         return _refuse("not enough memory; make the model (--model.*) or the batch (--batch-size) smaller")
 
@@ -65,6 +73,11 @@ def _reader_left() -> int:
     """Whoever read our output has gone, as `head` does: nothing more can be written."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    if sys.stderr is not None:
+        print(" ".join(str(message).split()), file=sys.stderr)
 
 
 def _refuse(message: str) -> int:

@@ -7,13 +7,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scratchlm.tokenizers import BPETokenizer, Learning, Tokenizer
-from scratchlm.tokenizers.bpe import VOCABULARY
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
-def follow(steps: Generator[Learning, None, Tokenizer], asked: int | None = None) -> Tokenizer:
-    """Take the training of a tokenizer to its end and draw it. `asked`: its tokens, since there may be fewer."""
+def follow(steps: Generator[Learning, None, Tokenizer]) -> Tokenizer:
+    """Take the training of a tokenizer to its end and draw it."""
     start, stage = time.perf_counter(), None
     bar = Progress(
         TextColumn("{task.description}"),
@@ -40,6 +39,4 @@ def follow(steps: Generator[Learning, None, Tokenizer], asked: int | None = None
         console.print(
             f"trained a bpe tokenizer of {tokenizer.vocab_size:,} tokens in {time.perf_counter() - start:.1f} s"
         )
-        if tokenizer.ordinary_size < (asked or VOCABULARY):
-            console.print(tokenizer.shortage(asked or VOCABULARY))
     return tokenizer

@@ -48,12 +48,12 @@ def train(
     errors: Errors = "strict",
     out: str = "tokenizer.json",
 ) -> int:
-    """Train a byte-pair encoding on files, folders or corpora; they may be larger than memory.
+    """Train a byte-pair encoding on files, folders or corpora. A text file may be larger than memory.
 
     Parameters
     ----------
     files
-        Texts: files, folders, corpora by name. Each is a document.
+        Texts: files, folders, JSON lines, corpora by name.
     vocab_size
         Tokens: bytes, characters and merges. Special tokens come on top.
     pattern
@@ -78,13 +78,14 @@ def train(
         raise InputError("name the texts to learn from: files, folders, or corpora by name (scratchlm data list)")
     path = _new_file(out)
     if workers is None:
-        size = sum(Path(name).stat().st_size for name in files if Path(name).is_file())
+        paths = [path for name in files for path in (Path(name), *Path(name).rglob("*"))]
+        size = sum(path.stat().st_size for path in paths if path.is_file())
         workers = (os.cpu_count() or 1) if size > 32 << 20 else 1
     steps = BPETokenizer.learn(
         _texts(files, errors), documents=True, vocab_size=vocab_size, pattern=pattern, ties=ties, level=level,
         coverage=coverage, special=special or [], workers=workers,
     )  # fmt: skip
-    tokenizer = learning.follow(steps, vocab_size)
+    tokenizer = learning.follow(steps)
     _save(tokenizer, path)
     print(f"{path}: {_described(tokenizer)}")
     return 0
@@ -283,12 +284,12 @@ def visible(data: bytes) -> str:
     return "".join(marks.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
-def _tree(tokenizer: Tokenizer, token: int) -> str:
-    """The merges that made a token, innermost first: ((th)e)."""
-    halves = tokenizer.halves(token) if isinstance(tokenizer, BPETokenizer) else None
+def _tree(tokenizer: Tokenizer, token: int, depth: int = 32) -> str:
+    """The merges that made a token, innermost first: ((t h) e). A part that lies deeper is shown as it is."""
+    halves = tokenizer.halves(token) if isinstance(tokenizer, BPETokenizer) and depth else None
     if halves is None:
         return visible(tokenizer.token_bytes(token))
-    return "(" + " ".join(_tree(tokenizer, half) for half in halves) + ")"
+    return "(" + " ".join(_tree(tokenizer, half, depth - 1) for half in halves) + ")"
 
 
 def _described(tokenizer: Tokenizer) -> str:
@@ -302,10 +303,10 @@ def _texts(names: Iterable[str], errors: Errors) -> Iterable[Any]:
         path = Path(name)
         if name not in ("", "-") and not path.exists() and not any(mark in name for mark in "./\\"):
             yield corpora.get(name)
-        elif path.is_dir() or path.suffix == ".jsonl" or name in ("", "-"):
-            yield from read_documents(name, errors)
-        else:
+        elif path.is_file() and path.suffix != ".jsonl":
             yield stream_text(name, errors)
+        else:
+            yield from read_documents(name, errors)
 
 
 def _text(text: str | None) -> str:
@@ -325,12 +326,14 @@ def _new_file(out: str) -> Path:
         raise InputError(f"{out!r} is there already, or no name; name another file with --out")
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}; make it, or name another file with --out")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"the folder {path.parent} cannot be written; name another file with --out")
     return path
 
 
 def _save(tokenizer: Tokenizer, path: Path) -> None:
+    _new_file(str(path))  # it may have come while the tokenizer was trained
     try:
         tokenizer.save(path)
     except OSError as error:
-        path.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        raise InputError(f"cannot write {path}: {error.strerror}; name another file with --out") from error

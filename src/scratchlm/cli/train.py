@@ -56,8 +56,7 @@ def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None)
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
     folder = Path(out) if out else free_folder(settings["arch"])
-    asked_size = settings.get("vocab_size")
-    run, asked = create_run(settings, folder, fit_seconds, lambda steps: learning.follow(steps, asked_size))
+    run, asked = create_run(settings, folder, fit_seconds, learning.follow)
     config = run.config()
     if config.steps != asked.steps:
         say(

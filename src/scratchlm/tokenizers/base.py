@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
@@ -137,8 +138,14 @@ class Tokenizer(ABC):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the tokenizer's file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8", newline="\n")
+        """Write the tokenizer's file, all of it or nothing."""
+        path = Path(path)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            beside.write_text(self.to_json(), encoding="utf-8", newline="\n")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 class IncrementalDecoder:
@@ -164,7 +171,7 @@ def load(path: str | Path) -> Tokenizer:
         version, kind = content.pop("format_version"), content.pop("kind")
     except OSError as error:
         raise InputError(f"cannot read the tokenizer {path}: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no tokenizer file of scratchlm, or it is damaged") from error
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version!r}; this scratchlm reads version {FORMAT_VERSION}")

@@ -13,6 +13,7 @@ Ids: base ids, then one for each merge, then special tokens, which no text makes
 import functools
 import hashlib
 import itertools
+import json
 import warnings
 from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, get_args
@@ -35,7 +36,9 @@ from scratchlm.tokenizers.learning import (
 )
 from scratchlm.tokenizers.merging import SHORT, merge_long, merge_short
 from scratchlm.tokenizers.splitting import (
+    BLOCK,
     SCANNED,
+    SMALL,
     blocks,
     byte_starts,
     chunk_starts,
@@ -48,8 +51,10 @@ from scratchlm.tokenizers.splitting import (
 
 ByteOrder = Literal["gpt2", "value"]
 VOCABULARY = 1024  # tokens where no number is given
-BLOCK = 1 << 20  # characters that are encoded at once
-SMALL = 1 << 12  # characters up to which the expression is faster than the scanner
+MOST_BYTES, MOST_SPECIAL = (
+    1 << 30,
+    1 << 20,
+)  # of all tokens together, ids of special tokens: what a bad file may ask for
 WORTH_COMPILING = 1 << 16  # characters from which on numba's start is made up for
 CACHED_CHUNKS, CACHED_BYTES = 1 << 16, 64  # how many chunks are remembered, and up to which size
 
@@ -64,9 +69,10 @@ def byte_values(order: ByteOrder) -> bytes:
     return bytes(printable + sorted(set(range(256)) - set(printable)))
 
 
-def merges_sha256(merges: Sequence[str]) -> str:
-    """Names the merges of a file, so that one that was damaged is noticed."""
-    return hashlib.sha256("\n".join(merges).encode()).hexdigest()
+def content_sha256(settings: Mapping[str, Any]) -> str:
+    """Names what a tokenizer's file holds, so that a damaged one is noticed."""
+    content = {name: value for name, value in settings.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class BPETokenizer(Tokenizer):
@@ -100,24 +106,36 @@ class BPETokenizer(Tokenizer):
         self.base_size = len(self._tokens)
         self.merges = list(merges)
         self._ranks: dict[int, int] = {}
+        size = len(self._tokens)
         for left, right in self.merges:
             token = len(self._tokens)
             if not (0 <= left < token and 0 <= right < token):
                 raise InputError(f"{left} and {right} cannot be merged into {token}: one of them is not there yet")
             if self._ranks.setdefault(left << 32 | right, token) != token:
                 raise InputError(f"{left} and {right} are merged twice")
+            size += len(self._tokens[left]) + len(self._tokens[right])
+            if size > MOST_BYTES:
+                raise InputError(
+                    f"the tokens up to {token} have more than {MOST_BYTES:,} bytes; no text has taught that"
+                )
             self._tokens.append(self._tokens[left] + self._tokens[right])
         self.special_tokens = dict(special_tokens or {})
         self._names = {token: name for name, token in self.special_tokens.items()}
         for name, token in self.special_tokens.items():
-            if not utf8(name) or token < len(self._tokens) or self._names[token] != name:
+            first = len(self._tokens)
+            fits = type(token) is int and first <= token < first + MOST_SPECIAL
+            if not utf8(name) or not fits or self._names[token] != name:
                 raise InputError(
                     f"the special token {name!r} cannot have the id {token}: a name must not be empty, "
-                    f"and the ids must differ and be {len(self._tokens)} or more"
+                    f"and the ids must differ and be {first} or more, but not far beyond"
                 )
         self.vocab_size = max(len(self._tokens), 1 + max(self._names, default=0))
         self.end_of_text = self.special_tokens.get(END_OF_TEXT)
         self._cache: dict[bytes, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: all but the table that numba has made."""
+        return {name: value for name, value in vars(self).items() if name != "_compiled_ranks"}
 
     # training
 
@@ -136,6 +154,8 @@ class BPETokenizer(Tokenizer):
         workers: int = 1,
     ) -> Generator[Learning, None, Self]:
         """`train` that tells how far it is, and returns the tokenizer."""
+        if isinstance(texts, str):
+            raise InputError("the texts are one string, whose characters would be learned from; give a list of texts")
         vocab_size = VOCABULARY if vocab_size is None else vocab_size
         byte_order: ByteOrder = "gpt2" if ties == "gpt2" else "value"
         special = [*special, *([END_OF_TEXT] if documents and END_OF_TEXT not in special else [])]
@@ -167,6 +187,11 @@ class BPETokenizer(Tokenizer):
         del counts  # what the merges need is in the sequences
         merges = yield from learn_merges(sequences, base.base_size, vocab_size - base.base_size, ties == "first")
         first_special = base.base_size + len(merges)
+        if first_special < vocab_size:
+            warnings.warn(
+                f"{vocab_size:,} tokens were asked for, the text supports {first_special:,}: no pair is left to merge",
+                stacklevel=2,
+            )
         return cls(
             merges,
             pattern=pattern,
@@ -185,20 +210,7 @@ class BPETokenizer(Tokenizer):
         never all in memory. The number of `workers`, processes that count, does not change the result.
         Warns where the texts support fewer tokens. Raises InputError for settings out of range and for empty texts.
         """
-        tokenizer = exhaust(cls.learn(texts, documents=documents, **settings))
-        asked = settings.get("vocab_size") or VOCABULARY
-        if tokenizer.ordinary_size < asked:
-            warnings.warn(tokenizer.shortage(asked), stacklevel=2)
-        return tokenizer
-
-    @property
-    def ordinary_size(self) -> int:
-        """Tokens without the special ones."""
-        return len(self._tokens)
-
-    def shortage(self, asked: int) -> str:
-        """What to say where a text supports fewer tokens than were asked for."""
-        return f"{asked:,} tokens were asked for, the text supports {self.ordinary_size:,}: no pair is left to merge"
+        return exhaust(cls.learn(texts, documents=documents, **settings))
 
     def _pieces(self, chunk: bytes) -> list[list[int]]:
         """What training sees of a chunk: a character that has no id is no part of any pair."""
@@ -338,11 +350,17 @@ class BPETokenizer(Tokenizer):
     def mergeable_ranks(self) -> dict[bytes, int]:
         """The id of each token but the special ones by its bytes, as tiktoken takes them.
 
-        Raises InputError at the level characters, where a byte and a character may be the same bytes.
+        Raises InputError at the level characters, and where two tokens are the same bytes.
         """
         if self.characters is not None:
             raise InputError("a vocabulary of characters has no ranks by bytes; train one of bytes")
-        return {token: number for number, token in enumerate(self._tokens)}
+        ranks: dict[bytes, int] = {}
+        for number, token in enumerate(self._tokens):
+            if ranks.setdefault(token, number) != number:
+                raise InputError(
+                    f"two tokens, {ranks[token]} and {number}, are the bytes {token!r}: there is no one rank"
+                )
+        return ranks
 
     @property
     def start(self) -> int:
@@ -351,23 +369,21 @@ class BPETokenizer(Tokenizer):
     # the file
 
     def settings(self) -> dict[str, Any]:
-        merges = [f"{left} {right}" for left, right in self.merges]
-        return {
+        settings = {
             "pattern": self.pattern,
             "byte_order": self.byte_order,
             "characters": self.characters,
             "special_tokens": self.special_tokens,
-            "merges": merges,
-            "merges_sha256": merges_sha256(merges),
+            "merges": [f"{left} {right}" for left, right in self.merges],
         }
+        return {**settings, "sha256": content_sha256(settings)}
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
-        merges = settings["merges"]
-        if merges_sha256(merges) != settings["merges_sha256"]:
-            raise InputError("its merges are not those that were saved")
+        if content_sha256(settings) != settings["sha256"]:
+            raise InputError("its content is not what was saved")
         return cls(
-            ((int(left), int(right)) for left, right in (merge.split(" ") for merge in merges)),
+            ((int(left), int(right)) for left, right in (merge.split(" ") for merge in settings["merges"])),
             **{name: settings[name] for name in ("pattern", "byte_order", "characters", "special_tokens")},
         )
 

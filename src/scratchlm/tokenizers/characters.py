@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from scratchlm.errors import InputError
-from scratchlm.tokenizers.base import END_OF_TEXT, Tokenizer
+from scratchlm.tokenizers.base import END_OF_TEXT, Tokenizer, utf8
 
 
 class CharacterTokenizer(Tokenizer):
@@ -18,10 +18,7 @@ class CharacterTokenizer(Tokenizer):
         """Raises InputError where `characters` is empty, repeats one, or holds half a surrogate pair."""
         if not characters or len(set(characters)) != len(characters):
             raise InputError("the characters of a vocabulary must be there, each one once")
-        try:
-            characters.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{characters[error.start]!r} is half a surrogate pair, not a character") from error
+        utf8(characters)
         self._bytes = [character.encode() for character in characters]
         self.characters = characters
         self.vocab_size = len(characters) + end_of_text

@@ -16,6 +16,7 @@ register_jitable(merging.link)
 merges = njit(cache=True)(merging.merges)
 merge_long = njit(cache=True)(merging.merge_long)
 SHORT, NONE = merging.SHORT, merging.NONE
+PROBES = 32  # places that a chunk is looked for at; where a text was made to collide, it is merged anew
 
 
 @njit(cache=True)
@@ -76,8 +77,8 @@ def encode(base: np.ndarray, starts: np.ndarray, ranks: Any) -> np.ndarray:
             code = (code ^ np.uint64(base[at])) * np.uint64(0x9E3779B97F4A7C15)
         slot = np.int64(code >> np.uint64(64 - bits))
         begins[chunk] = filled
-        found = -1
-        while slots[slot] and found < 0:
+        found, probes = -1, 0
+        while slots[slot] and found < 0 and probes < PROBES:
             other = slots[slot] - 1
             begin = starts[other]
             same = starts[other + 1] - begin == end - start
@@ -89,12 +90,14 @@ def encode(base: np.ndarray, starts: np.ndarray, ranks: Any) -> np.ndarray:
                 found = other
             else:
                 slot = (slot + 1) & ((1 << bits) - 1)
+                probes += 1
         if found >= 0:
             for at in range(begins[found], ends[found]):
                 out[filled] = out[at]
                 filled += 1
         else:
-            slots[slot] = chunk + 1
+            if probes < PROBES:
+                slots[slot] = chunk + 1
             ids = base[start:end].astype(np.int64)
             if len(ids) > SHORT:
                 for token in merge_long(ids, ranks):  # type: ignore[bad-argument-type] - compiled for arrays

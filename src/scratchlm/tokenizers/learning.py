@@ -23,22 +23,24 @@ import regex
 from scratchlm.errors import InputError
 from scratchlm.tokenizers import merging
 from scratchlm.tokenizers.base import Learning
-from scratchlm.tokenizers.splitting import blocks, chunks_of, compile_pattern, slices
+from scratchlm.tokenizers.splitting import BLOCK, SMALL, blocks, chunks_of, compile_pattern, slices, split
 
 Text = str | Iterable[str]  # a document, or the parts of one that is larger than memory
 Ties = Literal["gpt2", "ids", "first"]
 Level = Literal["bytes", "characters"]
 Counts = dict[bytes, int]
-BLOCK = 1 << 20  # characters that are counted at once
 WORTH_COMPILING = 50_000  # base ids of the different chunks from which on numba's start is made up for
 
 
 @functools.cache
 def compiled_loops() -> ModuleType | None:
-    """compiled.py, where numba is installed."""
+    """compiled.py, where numba is installed and works."""
     if importlib.util.find_spec("numba") is None:
         return None
-    return importlib.import_module("scratchlm.tokenizers.compiled")
+    try:
+        return importlib.import_module("scratchlm.tokenizers.compiled")
+    except (ImportError, RuntimeError):  # it does not go with this numpy, or finds no folder for what it compiles
+        return None
 
 
 _HALF_PAIR = regex.compile(r"[\ud800-\udfff]")
@@ -53,8 +55,13 @@ def count_chunks(texts: Sequence[str], pattern: str) -> Counts:
             raise InputError(
                 f"a text has {half.group()!r}, half a surrogate pair, which UTF-8 cannot write; leave it out"
             )
-        chunks, which = chunks_of(text, pattern, expression)
-        for chunk, count in zip(chunks, np.bincount(which, minlength=len(chunks)).tolist(), strict=True):
+        if len(text) <= SMALL:
+            chunks: Iterable[bytes] = (chunk.encode() for chunk in split(text, expression))
+            counts: Iterable[int] = itertools.repeat(1)
+        else:
+            chunks, which = chunks_of(text, pattern, expression)
+            counts = np.bincount(which).tolist()
+        for chunk, count in zip(chunks, counts, strict=False):
             total[chunk] = total.get(chunk, 0) + count
     return total
 
@@ -62,12 +69,16 @@ def count_chunks(texts: Sequence[str], pattern: str) -> Counts:
 def _tasks(texts: Iterable[Text], pattern: str, size: int) -> Iterator[list[str]]:
     """The texts' blocks, small ones together, in lists of about `size` characters."""
     task: list[str] = []
+    held = 0
     for text in texts:
-        for block in blocks(slices(text, size) if isinstance(text, str) else text, pattern, size):
+        parts = [text] if isinstance(text, str) else text
+        pieces = (piece for part in parts for piece in slices(part, size))
+        for block in blocks(pieces, pattern, size):
             task.append(block)
-            if sum(map(len, task)) >= size:
+            held += len(block)
+            if held >= size:
                 yield task
-                task = []
+                task, held = [], 0
     if task:
         yield task
 
@@ -77,7 +88,7 @@ def count_texts(
 ) -> Generator[Learning, None, Counts]:
     """`count_chunks` of texts that may be larger than memory, in `workers` processes; returns the counts.
 
-    Held are the counts, and for each worker two blocks of `size` characters.
+    Held are the counts, and two blocks of `size` characters for each worker.
     """
     total, characters = Counts(), 0
 

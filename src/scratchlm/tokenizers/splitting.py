@@ -29,6 +29,8 @@ PATTERNS = {
     "none": r"(?s:.+)",
 }
 SCANNED = ("gpt2", "gpt4")
+BLOCK = 1 << 20  # characters that are looked at at once
+SMALL = 1 << 12  # characters up to which the expression is faster than the scanner
 OTHER, LETTER, NUMBER, SPACE, NEWLINE = range(5)  # what a character is to the patterns
 MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: spreads its multiples evenly
 EDGE = 5  # before the first and after the last

