@@ -18,25 +18,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 import toy
 from runs import TEXT, metrics_without_clock
-from scratchlm import evaluation, runtime
+from scratchlm import evaluation, tokenizers
 from scratchlm.checkpoint import RunFolder, load
+from scratchlm.cli import compare as cli_compare
 from scratchlm.cli import main
 from scratchlm.compare import measure, plan, report
 from scratchlm.compare.budget import Budget, parse_budget
 from scratchlm.compare.run import Compared, Measuring, compare
 from scratchlm.errors import InputError
-from scratchlm.files import read_json
+from scratchlm.files import read_json, write_json
+from scratchlm.inspect.curves import COLOURS
 from scratchlm.models import MODELS
+from scratchlm.tokenizers import BPETokenizer
 from scratchlm.training import loop
 
 STEPS = 12
 FLAGS = ["--budget", f"params=15.6k,tokens={STEPS * 64}", "--window", "16", "--batch-size", "4", "--device", "cpu"]
 LEFT = {
-    "comparison.json", "gpt", "toy", "floor", "results.json", "table.md", "samples.txt", "report.html",
-    "loss_tokens.svg", "loss_tokens.png", "loss_seconds.svg", "loss_seconds.png",
+    "comparison.json", "tokenizer.json", "gpt", "toy", "floor", "results.json", "table.md", "samples.txt",
+    "report.html", "loss_tokens.svg", "loss_tokens.png", "loss_seconds.svg", "loss_seconds.png",
 }  # fmt: skip
 CLOCK = ("seconds", "training_tokens_per_second", "generation_tokens_per_second", "curve")
 
@@ -118,10 +122,10 @@ def same_results(folder, other):
         ]
 
 
-def prepared(folder, text, **changed):
+def prepared(folder, text, measuring=lambda arch: None, **changed):
     budget = Budget(params=15_600, tokens=STEPS * 64)
     names = {"architectures": ("gpt", "toy", "floor"), "data": str(text), "budget": budget, "window": 16}
-    return plan.prepare(plan.Request(**{**names, "batch_size": 4, "device": "cpu", **changed}), folder)
+    return plan.prepare(plan.Request(**{**names, "batch_size": 4, "device": "cpu", **changed}), folder, measuring)
 
 
 # --- what it leaves ----------------------------------------------------------------------------------------------
@@ -281,6 +285,13 @@ def test_the_report_says_what_each_figure_means(finished):
         assert " ".join(row["sample"].split()) in text
 
 
+def test_a_report_is_written_whatever_bytes_a_path_has(finished, tmp_path):
+    results = results_of(finished[0])
+    results["request"]["data"] = "caf\udce9.txt"  # how Python reads a name that is not UTF-8
+    report.draw(results, tmp_path)
+    assert "caf?.txt" in read_page(tmp_path)[1].text
+
+
 def test_what_a_text_holds_cannot_become_markup(finished):
     results = results_of(finished[0])
     results["request"]["data"] = "<script>alert(1)</script>"
@@ -310,7 +321,7 @@ def test_another_command_is_told_what_differs(finished):
     assert (result.code, result.err.count("\n")) == (2, 1)
     for part in (
         "the architectures were gpt toy floor and are toy gpt now",
-        "--budget was params=15,600,tokens=768 and is params=15,600,tokens=2,000 now",
+        "--budget was params=15600,tokens=768 and is params=15600,tokens=2000 now",
         "--seed was 1337 and is 3 now",
         "--out",
     ):
@@ -386,15 +397,72 @@ def test_stopped_or_killed_while_it_measures_or_draws_it_does_so_again(finished,
     same_results(tmp_path / "out", finished[0])
 
 
-def test_a_text_that_changed_meanwhile_is_noticed(tmp_path):
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize(("changed", "message"), [
+    (TEXT + TEXT[::-1], "no longer the text with which the comparison"),
+    (TEXT + TEXT.swapcase(), "toy cannot begin as .* has it planned: the character"),
+])  # fmt: skip
+def test_a_text_that_changed_meanwhile_is_noticed(tmp_path, begun, changed, message):
     text = write_text(tmp_path)
-    comparison, stop = prepared(tmp_path / "out", text), threading.Event()
-    for happening in compare(comparison, stop):
-        if isinstance(happening, loop.Evaluated):
-            stop.set()
-    text.write_text(TEXT + TEXT.swapcase(), encoding="utf-8")
-    with pytest.raises(InputError, match="no longer the text with which the comparison"):
+    comparison, stop = prepared(tmp_path / "out", text, architectures=("toy", "floor")), threading.Event()
+    if begun:
+        for happening in compare(comparison, stop):
+            if isinstance(happening, loop.Evaluated):
+                stop.set()
+        message = message.replace("toy", "floor")
+    text.write_text(changed, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
         list(compare(comparison))
+    assert not comparison.run(comparison.entries[begun]).path.exists(), "a model with other tokens"
+    text.unlink()
+    assert prepared(tmp_path / "out", text, architectures=("toy", "floor")).tokens == comparison.tokens
+
+
+def test_a_tokenizer_is_learned_once_for_all(tmp_path, monkeypatch):
+    text = write_text(tmp_path)
+    changes = {"architectures": ("toy", "floor"), "tokenizer": "bpe", "vocab_size": 270}
+    comparison = prepared(tmp_path / "out", text, **changes)
+    monkeypatch.setattr(BPETokenizer, "train", lambda *a, **k: pytest.fail("the plan's tokenizer is there"))
+    assert isinstance(list(compare(comparison))[-1], Compared)
+    assert results_of(tmp_path / "out")["request"]["tokenizer"] == "bpe"
+    names = {RunFolder(tmp_path / "out" / name).tokenizer().sha256 for name in ("toy", "floor")}
+    assert names == {tokenizers.load(comparison.tokenizer).sha256}
+
+
+def test_a_comparison_of_an_older_plan_is_refused_by_name(tmp_path):
+    prepared(tmp_path / "out", write_text(tmp_path))
+    written = read_json(tmp_path / "out/comparison.json")
+    del written["tokens_sha256"]
+    write_json(tmp_path / "out/comparison.json", written)
+    with pytest.raises(InputError, match="of an older scratchlm; begin another with --out"):
+        prepared(tmp_path / "out", tmp_path / "text.txt")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    command = ["compare", "toy", "floor", "--data", write_text(tmp_path), "--out", tmp_path / "out", *FLAGS]
+    assert run_cli(*command).code == 0
+    (tmp_path / "out/results.json").unlink()
+    (tmp_path / "out/toy/data/manifest.json").unlink()
+    result = run_cli(*command)
+    assert result.code == 2
+    assert f"scratchlm: cannot read {tmp_path / 'out/toy/data/manifest.json'}" in result.err
+    assert "could not be written" not in result.err
+
+
+def test_a_reader_who_leaves_is_no_full_disk(finished):
+    """What `scratchlm compare ... | true` sees."""
+    folder, _ = finished
+
+    class Left(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    err = io.StringIO()
+    text = folder.parent / "text.txt"
+    comparison = prepared(folder, text)
+    with contextlib.redirect_stdout(Left()), contextlib.redirect_stderr(err), pytest.raises(BrokenPipeError):
+        cli_compare._follow(comparison)
+    assert "could not be written" not in err.getvalue()
 
 
 # --- divergence --------------------------------------------------------------------------------------------------
@@ -414,6 +482,8 @@ def test_a_model_that_diverges_is_reported_and_the_others_finish(finished, tmp_p
     assert (rows["toy"]["status"], rows["toy"]["validation"], rows["toy"]["test"]) == ("diverged", None, None)
     assert rows["gpt"]["validation"] == rows_of(finished[0])["gpt"]["validation"]
     assert "| toy (diverged) |" in result.out
+    assert "toy diverged: loss nan" in result.err
+    assert "; the others go on" in result.err
     _, parsed = read_page(folder)
     assert "toy diverged: loss nan at step" in " ".join(parsed.text.split())
     (folder / "results.json").unlink()
@@ -429,6 +499,14 @@ def test_a_finite_loss_far_worse_than_guessing_is_a_divergence_too(tmp_path, mon
     assert row["validation"]["nats_per_token"] > 1.5 * math.log(results_of(tmp_path / "out")["vocab_size"])
     assert row["status"] == "diverged"
     assert "where guessing gives" in row["message"]
+    floor = {**rows_of(tmp_path / "out")["floor"], "status": "finished"}
+    drawn = []
+    monkeypatch.setattr(report, "comparison_figure", lambda curves, label: drawn.append(list(curves)) or Figure())
+    report.draw({**results_of(tmp_path / "out"), "rows": [row, floor]}, tmp_path)
+    assert drawn == [["floor"]] * 2, "beside it the others would be flat lines"
+    source, parsed = read_page(tmp_path)
+    assert re.findall(r'<i class="key" style="background: (.*?)">', source) == [COLOURS[0]], "the colour of its line"
+    assert "its curve is not drawn" in parsed.text
 
 
 # --- sweep and time ----------------------------------------------------------------------------------------------
@@ -451,22 +529,29 @@ def test_a_sweep_takes_the_best_of_three_rates(tmp_path, monkeypatch):
     assert row["learning_rate"] == min(tried, key=lambda lr: tried[lr])
     assert row["steps"] == STEPS
     assert rows_of(folder)["floor"]["status"] == "diverged", "where all rates diverge, the preset's is reported"
+    assert result.err.count("this rate of floor diverged: loss") == 3
+    assert result.err.count("\nfloor diverged: loss") == 2, "when it trains, and at the end"
     assert f"toy: learning rate {row['learning_rate']:.3g} is taken" in result.err
 
 
 def test_a_time_pays_for_steps_by_their_measured_rate(tmp_path, monkeypatch):
-    monkeypatch.setattr(runtime, "seconds_per_step", lambda step, model, batch: {17: 0.5}.get(model.config.dim, 2.0))
+    rates, measured = {"gpt": 0.5, "toy": 2.0, "floor": 3.0}, []
+    monkeypatch.setattr(plan, "seconds_per_step", lambda config, tokens, device: rates[config.arch])
     text = write_text(tmp_path)
-    comparison = prepared(tmp_path / "out", text, budget=Budget(params=15_600, seconds=13.0))
-    assert {entry.arch: entry.config.steps for entry in comparison.entries} == {"gpt": 6, "toy": 6, "floor": 6}
+    request = {"budget": Budget(params=15_600, seconds=13.0), "measuring": measured.append}
+    comparison = prepared(tmp_path / "out", text, **request)
+    assert {entry.arch: entry.config.steps for entry in comparison.entries} == {"gpt": 26, "toy": 6, "floor": 4}
+    assert measured == ["gpt", "toy", "floor"]
     monkeypatch.undo()
-    again = prepared(tmp_path / "out", text, budget=Budget(params=15_600, seconds=13.0))
+    again = prepared(tmp_path / "out", text, **request)
     assert again.entries == comparison.entries, "it is measured once"
+    assert len(measured) == 3
+    with pytest.raises(InputError, match="--budget was params=15600,time=13s and is params=15600,time=14s now"):
+        prepared(tmp_path / "out", text, budget=Budget(params=15_600, seconds=14.0))
     assert again.resumed
     list(compare(again))
-    for row in rows_of(tmp_path / "out").values():
-        assert row["tokens"] == 6 * 64, "the tokens that were read"
-        assert row["seconds"] < 13
+    read = {name: row["tokens"] for name, row in rows_of(tmp_path / "out").items()}
+    assert read == {"gpt": 26 * 64, "toy": 6 * 64, "floor": 4 * 64}, "the tokens that were read"
 
 
 # --- bad input ---------------------------------------------------------------------------------------------------
@@ -479,6 +564,7 @@ def test_a_time_pays_for_steps_by_their_measured_rate(tmp_path, monkeypatch):
     ("time=90", Budget(seconds=90)),
     ("time=0.5h,params=20k", Budget(params=20_000, seconds=1800)),
     ("params=1G,tokens=1000", Budget(params=10**9, tokens=1000)),
+    ("params=1.001k,tokens=8.2m", Budget(params=1001, tokens=8_200_000)),
 ])  # fmt: skip
 def test_budgets(text, budget):
     assert parse_budget(text) == budget
@@ -536,6 +622,12 @@ def test_any_text_is_a_budget_or_an_input_error(text):
     (["gpt", "toy"], {"--data": "-"}, "cannot come from standard input"),
     (["gpt", "toy"], {"--data": "nowhere.txt"}, "cannot read nowhere.txt"),
     (["toy", "floor"], {"--data": "short.txt"}, "the training text has 8 tokens"),
+    (["toy", "floor"], {
+        "--data": "one.txt", "--batch-size": "1", "--tokenizer": "bpe", "--vocab-size": "275",
+        "--budget": "params=100k,tokens=5k",
+    }, "the test text has 1 tokens.*: give a longer"),
+    (["toy", "floor"], {"--budget": "time=1s,params=3"}, "cannot be met: no Toy"),
+    (["toy", "floor"], {"--out": "x" * 300}, "cannot read x+: "),
     (["gpt", "toy"], {"--tokenizer": "runes"}, "runes"),
     (["gpt", "toy"], {"--out": ""}, "--out is empty"),
     (["gpt", "toy"], {"--out": "text.txt"}, "text.txt is there already and is no comparison"),
@@ -544,6 +636,8 @@ def test_any_text_is_a_budget_or_an_input_error(text):
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, architectures, changed, message):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path)
+    word = " abcdefghijklmnopqrs"
+    Path("one.txt").write_text(word * 18 + " a b c d e f g h i j" + word, encoding="utf-8")
     Path("short.txt").write_text("too short", encoding="utf-8")
     Path("full").mkdir()
     Path("full/thesis.doc").touch()

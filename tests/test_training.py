@@ -20,7 +20,7 @@ from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.layers import LayerNorm
 from scratchlm.models import MODELS
-from scratchlm.training import loop, optim
+from scratchlm.training import loop, optim, setup
 from toy import Toy
 
 
@@ -202,6 +202,67 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(new_run, m
     assert all(tensor.isfinite().all() for tensor in run.checkpoint("last").weights().values())
 
 
+def test_seconds_are_those_of_training_alone(new_run, monkeypatch):
+    def slow(function):
+        def wrapped(self, *arguments):
+            clock[0] += 1000.0
+            return function(self, *arguments)
+
+        return wrapped
+
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    for name in ("save", "append_metrics", "find"):
+        monkeypatch.setattr(loop.RunFolder, name, slow(getattr(loop.RunFolder, name)))
+    monkeypatch.setattr(loop._Trainer, "evaluate", slow(loop._Trainer.evaluate))
+    original = loop._Trainer.update
+
+    def update(self):
+        original(self)
+        clock[0] += 1.0
+
+    monkeypatch.setattr(loop._Trainer, "update", update)
+    run = new_run()
+    for record in loop.train(run):
+        clock[0] += 1000.0  # who reads the records takes his time
+        if isinstance(record, loop.Saved) and record.step == 8:
+            break
+    for _ in loop.train(run):
+        clock[0] += 1000.0
+    assert [(line["step"], line["seconds"]) for line in run.metrics()] == [(at, at) for at in (3, 4, 6, 8, 9, 12)]
+
+
+def test_a_measured_step_is_a_whole_update(new_run, monkeypatch):
+    def slow(owner, name):
+        original = getattr(owner, name)
+
+        def wrapped(*arguments, **named):
+            clock[0] += 1.0
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    clock = [0.0]
+    monkeypatch.setattr(setup.time, "perf_counter", lambda: clock[0])
+    run = new_run(accumulate=2)
+    for owner, name in (
+        (TrainingWindows, "batch"), (torch.Tensor, "backward"), (torch.optim.AdamW, "step"),
+        (torch.nn.utils, "clip_grad_norm_"),
+    ):  # fmt: skip
+        slow(owner, name)
+    config, train = run.config(), run.splits()["train"]
+    assert setup.seconds_per_step(config, train, torch.device("cpu")) == 5, "a batch, two parts, clipping, AdamW"
+
+
+def test_a_run_without_a_checkpoint_is_extended_for_good(new_run):
+    run = new_run()
+    die_once(run, "save", 0)
+    next(records := loop.train(run, steps=15))
+    records.close()
+    assert run.config().steps == 15
+    assert list(loop.train(run))[-1] == loop.Ended(step=15, reason="finished")
+
+
 def test_an_evaluation_counts_once_towards_patience_however_often_the_run_is_stopped(new_run, monkeypatch):
     real = evaluation.evaluate
     monkeypatch.setattr(loop, "evaluate", lambda *a: replace(real(*a), nats_per_token=2.0))  # never better again
@@ -306,6 +367,20 @@ def test_streams_go_on_where_they_ended_and_read_each_token_once_an_epoch(window
     again = CarriedStreams(Tokens.of(ids), window, rows, seed).batch(step)
     assert torch.equal(again.tokens, batches[place].tokens), "a function of seed and step"
     assert all(torch.equal(batch.targets, batch.tokens + 1) for batch in batches)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 80), st.integers(0, 5))
+def test_streams_leave_nothing_out_in_every_epoch(window, rows, more, seed):
+    ids = np.arange(window * rows + 1 + more)
+    streams, read = CarriedStreams(Tokens.of(ids), window, rows, seed), set()
+    for epoch in range(1500):  # each start is one of 90 at the most
+        for at in (0, streams.count - 1):  # the tokens at the two ends are in the first or the last windows
+            batch = streams.batch(epoch * streams.count + at)
+            read |= {*batch.tokens.flatten().tolist(), *batch.targets.flatten().tolist()}
+        if {0, len(ids) - 1} <= read:
+            return
+    raise AssertionError(f"never read: {sorted({0, len(ids) - 1} - read)}")
 
 
 @pytest.mark.parametrize(("accumulate", "dies_in", "at"), [(1, "update", 5), (4, "evaluate", 8), (4, "report", 10)])

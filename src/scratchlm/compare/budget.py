@@ -37,8 +37,8 @@ def parse_budget(text: str) -> Budget:
     if "tokens" not in found and "time" not in found:
         raise InputError(f"--budget {text!r} does not say how long to train; {EXAMPLE}")
     return Budget(
-        params=int(found.get("params", Budget.params)),
-        tokens=int(found["tokens"]) if "tokens" in found else None,
+        params=round(found.get("params", Budget.params)),
+        tokens=round(found["tokens"]) if "tokens" in found else None,
         seconds=found.get("time"),
     )
 

@@ -1,28 +1,28 @@
 """The plan of a comparison: who takes part, of which shape, with which settings. It is fixed before the first step.
 
-OUT/  comparison.json (the plan)  ARCH/ (a run's folder each)  sweep/ (short runs, on request)
+OUT/  comparison.json, tokenizer.json (the plan)  ARCH/ (a run's folder each)  sweep/ (short runs, on request)
       results.json  table.md  samples.txt  loss_tokens.svg/png  loss_seconds.svg/png  report.html
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from scratchlm import runtime, tokenizers
-from scratchlm.checkpoint import RunFolder, build_model, meta_model
+from scratchlm.checkpoint import RunFolder, meta_model
 from scratchlm.compare.budget import Budget
 from scratchlm.config import RunConfig, default_preset, make_config, preset_settings, settings_of, without_vocabulary
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.files import read_json, write_json
 from scratchlm.models import MODELS
-from scratchlm.training.setup import check_memory, learn_tokenizer, read_splits, tokenize, training_batches
-from scratchlm.training.step import TrainingStep
+from scratchlm.tokenizers import Tokenizer
+from scratchlm.training.setup import check_memory, learn_tokenizer, read_splits, seconds_per_step, tokenize
 
-PLAN = "comparison.json"
+PLAN, TOKENIZER = "comparison.json", "tokenizer.json"
 EVALUATIONS = 12  # points of a curve
 TOLERANCE = 0.02  # how far a model may be from the budget's parameters
 
@@ -60,38 +60,48 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A folder with its plan."""
+    """A folder with its plan. `tokens`: the sha256 of each split's ids, which are the same for all models."""
 
     folder: Path
     request: Request
     entries: list[Entry]
+    tokens: Mapping[str, str]
     resumed: bool
+
+    @property
+    def tokenizer(self) -> Path:
+        """The file of the tokenizer that all models share."""
+        return self.folder / TOKENIZER
 
     def run(self, entry: Entry) -> RunFolder:
         """The run's folder of a model, which may not be there yet."""
         return RunFolder(self.folder / entry.arch)
 
 
-def prepare(request: Request, folder: Path) -> Comparison:
+def prepare(request: Request, folder: Path, measuring: Callable[[str], object] = lambda arch: None) -> Comparison:
     """The comparison in a folder: a new one planned and written down, or the one that was begun there.
 
+    `measuring` is told of each model whose speed is about to be measured.
     Raises InputError for a request that cannot be met, then nothing is left behind; and where the folder holds
     something else, or a comparison that was asked for otherwise, naming what differs.
     """
-    if (folder / PLAN).exists():
-        return _reopen(request, folder)
     try:
+        if (folder / PLAN).exists():
+            return _reopen(request, folder)
         if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(".") for path in folder.iterdir())):
             raise InputError(f"{folder} is there already and is no comparison; name another folder with --out")
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
-    entries = make_plan(request)
+    entries, tokenizer, tokens = make_plan(request, measuring)
+    comparison = Comparison(folder=folder, request=request, entries=entries, tokens=tokens, resumed=False)
+    written = {"request": _plain(request), "entries": [_plain(entry) for entry in entries], "tokens_sha256": tokens}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / PLAN, {"request": _plain(request), "entries": [_plain(entry) for entry in entries]})
+        tokenizer.save(comparison.tokenizer)
+        write_json(folder / PLAN, written)
     except OSError as error:
         raise InputError(f"cannot write the comparison's folder {folder}: {error}") from error
-    return Comparison(folder=folder, request=request, entries=entries, resumed=False)
+    return comparison
 
 
 def _plain(record: Request | Entry) -> dict[str, Any]:
@@ -114,18 +124,24 @@ def _reopen(request: Request, folder: Path) -> Comparison:
             f"{folder} holds a comparison that was asked for otherwise: {'; '.join(different)}. "
             "Give the same command to go on with it, or another folder with --out"
         )
-    return Comparison(folder=folder, request=request, entries=[Entry(**e) for e in plan["entries"]], resumed=True)
+    if "tokens_sha256" not in plan:
+        raise InputError(f"{folder} holds a comparison of an older scratchlm; begin another with --out")
+    entries = [Entry(**entry) for entry in plan["entries"]]
+    return Comparison(folder=folder, request=request, entries=entries, tokens=plan["tokens_sha256"], resumed=True)
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, dict):  # a budget
-        return ",".join(f"{name}={amount:,}" for name, amount in value.items() if amount is not None).replace(",,", ",")
+    if isinstance(value, dict):  # a budget, as --budget takes it
+        budget = Budget(**value)
+        spent = f"time={budget.seconds:g}s" if budget.tokens is None else f"tokens={budget.tokens}"
+        return f"params={budget.params},{spent}"
     return str(value)
 
 
-def make_plan(request: Request) -> list[Entry]:
+def make_plan(request: Request, measuring: Callable[[str], object]) -> tuple[list[Entry], Tokenizer, dict[str, str]]:
     """The models of a comparison, each of the budget's size, with the steps that the budget pays for.
 
+    Also the tokenizer that they share, and the sha256 of each split's tokens.
     Raises InputError for architectures, a budget or a text with which there is nothing to compare.
     """
     names = request.architectures
@@ -155,20 +171,23 @@ def make_plan(request: Request) -> list[Entry]:
     documents, parts = read_splits(checked[0])
     tokenizer = tokenizers.exhaust(learn_tokenizer(checked[0], documents, parts["train"]))
     planned = [(*_shape(name, request, tokenizer.vocab_size, common), name) for name in names]
-    tokens = tokenize(parts, tokenizer, planned[0][0])
-    batch = training_batches(planned[0][0], Tokens.of(tokens["train"])).batch(0).to(device)
+    tokens = {name: Tokens.of(ids) for name, ids in tokenize(parts, tokenizer, planned[0][0]).items()}
+    if len(tokens["test"]) < 2:
+        raise InputError(
+            f"the test text has {len(tokens['test'])} tokens, and a loss needs two: give a longer text; "
+            f"it is {planned[0][0].split[2]:.3g} of it"
+        )
     entries = []
     for config, sized, name in planned:
         if request.budget.tokens is not None:
             steps = request.budget.tokens // per_step
         else:
             assert request.budget.seconds is not None
-            model = build_model(config).to(device)
-            each = runtime.seconds_per_step(TrainingStep(model), model, batch)
-            steps = max(1, int(request.budget.seconds / each))
+            measuring(name)
+            steps = max(1, int(request.budget.seconds / seconds_per_step(config, tokens["train"], device)))
         parameters = sum(parameter.numel() for parameter in meta_model(config).parameters())
         entries.append(Entry(arch=name, sized=sized, parameters=parameters, settings=with_steps(config, steps)))
-    return entries
+    return entries, tokenizer, {name: ids.sha256() for name, ids in tokens.items()}
 
 
 def with_steps(config: RunConfig, steps: int, lr: float | None = None) -> dict[str, Any]:

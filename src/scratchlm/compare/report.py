@@ -30,18 +30,22 @@ COLUMNS = (
 def draw(results: Mapping[str, Any], folder: Path) -> None:
     """Write table.md, samples.txt, loss_tokens and loss_seconds as svg and png, and report.html into a folder."""
     replace_file(folder / "table.md", table(results).encode())
-    replace_file(folder / "samples.txt", _samples(results["rows"]).encode())
+    replace_file(folder / "samples.txt", _samples(results["rows"]).encode(errors="replace"))
     figures = {}
     for axis, (label, scale) in AXES.items():
         curves = {
             row["architecture"]: [(point[axis] / scale, point["nats_per_token"]) for point in row["curve"]]
-            for row in results["rows"]
-            if row["curve"]
+            for row in _drawn(results["rows"])
         }
         figure = comparison_figure(curves, label)
         save_figure(figure, folder / f"loss_{axis}")
         figures[axis] = inline_svg(figure, axis)
-    replace_file(folder / "report.html", page(results, figures).encode())
+    replace_file(folder / "report.html", page(results, figures).encode(errors="replace"))
+
+
+def _drawn(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The models that have a curve: one that diverged would press the others' flat."""
+    return [row for row in rows if row["curve"] and row["status"] == "finished"]
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
@@ -109,7 +113,7 @@ def page(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         undefined=StrictUndefined,
     )
     rows = results["rows"]
-    drawn = [row["architecture"] for row in rows if row["curve"]]
+    drawn = [row["architecture"] for row in _drawn(rows)]
     return environment.get_template("report.html.jinja").render(
         results=results,
         request=results["request"],
@@ -144,5 +148,5 @@ def _facts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             )
     for row in rows:
         if row["status"] == "diverged":
-            facts.append(f"{row['architecture']} diverged: {row['message']}.")
+            facts.append(f"{row['architecture']} diverged: {row['message']}; its curve is not drawn.")
     return facts

@@ -16,7 +16,7 @@ from scratchlm.compare.measure import measure
 from scratchlm.compare.plan import Comparison, Entry, with_steps
 from scratchlm.compare.report import draw
 from scratchlm.errors import InputError
-from scratchlm.files import file_sha256, read_json, write_json
+from scratchlm.files import read_json, write_json
 from scratchlm.training.loop import train
 from scratchlm.training.records import DivergenceError, Ended, Record
 from scratchlm.training.setup import create_run
@@ -38,10 +38,11 @@ class Begins:
 
 @dataclass(frozen=True, kw_only=True)
 class Diverged:
-    """A model's training broke off, as the message says; the others go on."""
+    """A model's training broke off, as the message says; the others go on. `sweep`: only a try of a rate did."""
 
     arch: str
     message: str
+    sweep: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def compare(comparison: Comparison, stop: threading.Event | None = None) -> Iter
         if rows is None:
             return
         results = {**read_json(folder.path / "comparison.json"), "versions": runtime.versions(), "rows": rows}
-        del results["entries"]
+        del results["entries"], results["tokens_sha256"]
         results["vocab_size"] = comparison.entries[0].config.model.vocab_size
         draw(results, folder.path)
         write_json(folder.path / RESULTS, results)  # last: where it is, the rest is
@@ -113,9 +114,11 @@ def _train(
     run, new = RunFolder(path), not path.exists()
     if new:
         path.parent.mkdir(parents=True, exist_ok=True)
-        del settings["model"]["vocab_size"]  # that of the text as it is now
-        create_run(settings, path)
-    if _data(path) != _data(next(filter(Path.exists, _runs(comparison)))):
+        try:
+            create_run({**settings, "tokenizer": str(comparison.tokenizer), "vocab_size": None}, path)
+        except InputError as error:
+            raise InputError(f"{arch} cannot begin as {comparison.folder} has it planned: {error}") from error
+    if {name: tokens.sha256() for name, tokens in run.splits().items()} != comparison.tokens:
         if new:
             shutil.rmtree(path)
         raise InputError(
@@ -124,7 +127,7 @@ def _train(
         )
     if (path / DIVERGED).exists():
         message: str = read_json(path / DIVERGED)["message"]
-        yield Diverged(arch=arch, message=message)
+        yield Diverged(arch=arch, message=message, sweep=sweep)
         return message
     begins = Begins(arch=arch, run=run, lr=run.config().optim.lr, sweep=sweep)
     try:
@@ -137,21 +140,9 @@ def _train(
     except DivergenceError as error:
         message = f"loss {error.loss:.4g} at step {error.step:,}, with a learning rate of {error.lr:.3g}"
         write_json(path / DIVERGED, {"message": message})
-        yield Diverged(arch=arch, message=message)
+        yield Diverged(arch=arch, message=message, sweep=sweep)
         return message
     return None
-
-
-def _data(path: Path) -> str:
-    """What names the tokens of a run."""
-    return file_sha256(path / "data/manifest.json")
-
-
-def _runs(comparison: Comparison) -> Iterator[Path]:
-    """The folders of all runs, in the order in which they are made."""
-    for entry in comparison.entries:
-        yield from sorted((comparison.folder / "sweep").glob(f"{entry.arch}_*"))
-        yield comparison.run(entry).path
 
 
 def _sweep(comparison: Comparison, entry: Entry, stop: threading.Event) -> Generator[Happening, None, float]:

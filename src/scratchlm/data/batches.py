@@ -95,8 +95,9 @@ class TrainingWindows:
 class CarriedStreams:
     """The global batch for a state that is carried: the next windows of `batch_size` contiguous streams of a split.
 
-    Row r of a step goes on where row r of the step before ended, until the streams end and an epoch with them: each
-    token is read once an epoch. The first start is drawn anew each epoch, so the cuts move.
+    Row r of a step goes on where row r of the step before ended, until the streams end and an epoch with them. The
+    first start is drawn anew each epoch: the cuts move, and with them what does not fill a window of each stream, which
+    an epoch leaves out before its first start and after its last window. Each other token is read once an epoch.
     """
 
     def __init__(self, tokens: Tokens, window: int, batch_size: int, seed: int) -> None:
@@ -108,7 +109,7 @@ class CarriedStreams:
             )
         self._tokens, self._window, self._batch_size, self._seed = tokens, window, batch_size, seed
         self.count = max(1, (len(tokens) - window) // (window * batch_size))  # windows of a stream
-        self._phases = min(window, len(tokens) - self.count * window * batch_size)
+        self._phases = len(tokens) - self.count * window * batch_size  # the last target is one past the last window
 
     def epochs(self, steps: int) -> float:
         """How often the text has been read after so many steps."""

@@ -4,6 +4,7 @@ A folder holds train_00000.npy, validation_00000.npy, ... (uint8, uint16 or uint
 manifest.json. It needs nothing but the tokenizer that its manifest names by hash.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from scratchlm.tokenizers import Tokenizer
 SPLITS = ("train", "validation", "test")
 SHARD_TOKENS = 1 << 27
 IN_MEMORY_BYTES = 1 << 28  # a split up to this size is held in memory
+HASHED_TOKENS = 1 << 20  # at once
 
 
 def dtype_for(vocab_size: int) -> np.dtype:
@@ -104,6 +106,14 @@ class Tokens:
 
     def __len__(self) -> int:
         return int(self._ends[-1])
+
+    def sha256(self) -> str:
+        """What names these ids, however they are stored."""
+        found = hashlib.sha256()
+        for start in range(0, len(self), HASHED_TOKENS):
+            length = min(HASHED_TOKENS, len(self) - start)
+            found.update(self.windows(np.array([start]), length).astype("<i8").tobytes())
+        return found.hexdigest()
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Stretches of `length` ids. Shapes: starts (B,) -> (B, length) int64."""

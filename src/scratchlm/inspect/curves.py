@@ -68,7 +68,8 @@ def comparison_figure(curves: Mapping[str, Sequence[tuple[float, float]]], xlabe
         )
     axes.set_xlim(left=0)
     axes.set_ylabel("validation loss (nats per token)")
-    axes.legend(frameon=False)
+    if curves:
+        axes.legend(frameon=False)
     return figure
 
 

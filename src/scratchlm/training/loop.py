@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from scratchlm import runtime
@@ -43,7 +42,7 @@ from scratchlm.training.records import (
     Started,
 )
 from scratchlm.training.setup import training_batches
-from scratchlm.training.step import TrainingStep, restore_states, state_tensors
+from scratchlm.training.step import TrainingStep, restore_states, state_tensors, update
 
 SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
@@ -119,7 +118,7 @@ class _Trainer:
                 self.run.set_aside(newer)
         for message in damaged:
             yield PassedOver(step=checkpoint.step, message=message)
-        self._clock = self._saved_at = time.perf_counter()
+        self._saved_at = time.perf_counter()
 
     def state(self) -> dict[str, Any]:
         """What state.json holds of the trainer."""
@@ -156,18 +155,9 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batch = self.batches.batch(at.step)
-        targets = batch.target_count
-        total = torch.zeros((), device=self.device)
-        for index, part in enumerate(batch.slices(config.accumulate)):
-            before = self.states[index] if batch.continues else None
-            part_sum, _, self.states[index] = self.step_module(part.to(self.device), before)
-            (part_sum / targets).backward()  # one division by the whole batch's targets: parts do not matter
-            total += part_sum.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, config.optim.grad_clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        loss, norm = update(self.step_module, self.optimizer, batch, self.states, config.optim.grad_clip)
         at.step += 1
-        self._unread.append((at.step, lr, total / targets, norm))
+        self._unread.append((at.step, lr, loss, norm))
 
     def read_losses(self) -> None:
         """Fetch losses from the device. Raises DivergenceError at the first that is no number."""
@@ -178,11 +168,15 @@ class _Trainer:
                 raise self.diverged(step, *self._newest)
             self.at.pending.append({"loss": loss.item(), "lr": lr, "grad_norm": norm.item()})
 
+    def start_clock(self) -> None:
+        """From here on time counts as training: what was done before, or by whoever reads the records, does not."""
+        self._clock = time.perf_counter()
+
     def tick(self) -> None:
-        """Count the time since the last tick as training."""
-        now = time.perf_counter()
-        self.at.seconds += now - self._clock
-        self._clock = now
+        """Count the time since the clock was started as training, with that in which a device is not yet done."""
+        self.read_losses()
+        self.at.seconds += time.perf_counter() - self._clock
+        self.start_clock()
 
     def save_is_due(self) -> bool:
         return time.perf_counter() - self._saved_at >= 60 * self.config.save_minutes
@@ -215,11 +209,10 @@ class _Trainer:
         if self.evaluation_is_due():
             self.tick()
             evaluated = self.evaluate()
-            self._clock = time.perf_counter()  # seconds count training alone
+            self.start_clock()
         if evaluated is None and at.step % self.config.log_every:
             return
         self.tick()
-        self.read_losses()
         if at.pending:
             mean = {key: sum(one[key] for one in at.pending) / len(at.pending) for key in ("loss", "grad_norm")}
             progress = Progress(
@@ -239,7 +232,7 @@ class _Trainer:
             yield evaluated
             if evaluated.best_step == at.step:
                 yield self.sample()
-        self._clock = time.perf_counter()
+        self.start_clock()
 
     def evaluate(self) -> Evaluated:
         """Score the validation split and remember where it was best."""
@@ -288,18 +281,19 @@ def train(run: RunFolder, *, steps: int | None = None, stop: threading.Event | N
         resumed = bool(run.checkpoints())
         if resumed:
             yield from trainer.restore()
-            if extended:
-                run.write_config(config)
-            reason = trainer.over()
-            if reason is not None:
-                yield Ended(step=trainer.at.step, reason=reason, already=True)
-                return
+        if extended:
+            run.write_config(config)
+        if (reason := trainer.over()) is not None:
+            yield Ended(step=trainer.at.step, reason=reason, already=True)
+            return
         yield trainer.started()
+        trainer.start_clock()
         if resumed:
             yield from trainer.report()
         else:
             run.cut_metrics({"lines": 0, "sha256": hashlib.sha256().hexdigest()})
             yield trainer.save()
+            trainer.start_clock()
         while (reason := trainer.over()) is None:
             if stop is not None and stop.is_set():
                 trainer.tick()
@@ -311,5 +305,6 @@ def train(run: RunFolder, *, steps: int | None = None, stop: threading.Event | N
             if trainer.evaluation_is_due() or trainer.save_is_due():
                 trainer.tick()
                 yield trainer.save()  # first, so that an evaluation that dies takes nothing with it
+                trainer.start_clock()
             yield from trainer.report()
         yield Ended(step=trainer.at.step, reason=reason)

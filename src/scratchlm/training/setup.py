@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import statistics
 import sys
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +23,11 @@ from scratchlm.data.text import Errors, read_documents
 from scratchlm.errors import InputError
 from scratchlm.files import write_json
 from scratchlm.interop.vocabularies import PUBLISHED, named_vocabulary
+from scratchlm.model import State
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
-from scratchlm.training.step import TrainingStep
+from scratchlm.training.optim import make_optimizer
+from scratchlm.training.step import TrainingStep, update
 
 
 def free_folder(arch: str) -> Path:
@@ -151,13 +155,28 @@ def check_memory(config: RunConfig) -> None:
         )
 
 
+def seconds_per_step(config: RunConfig, train: Tokens, device: torch.device, steps: int = 5) -> float:
+    """How long an update takes on this machine, its batch and optimizer included, in seconds: the median of a few.
+
+    They are those of a model that is thrown away.
+    """
+    model = build_model(config).to(device)
+    module, optimizer = TrainingStep(model, config.carry), make_optimizer(model, config.optim)
+    batches, times = training_batches(config, train), []
+    states: list[State | None] = [None] * config.accumulate
+    for step in range(steps + 2):  # the first two warm up
+        start = time.perf_counter()
+        _, norm = update(module, optimizer, batches.batch(step), states, config.optim.grad_clip)
+        norm.item()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
 def fit_steps(config: RunConfig, train: Tokens, scored: int, seconds: float, device: torch.device) -> RunConfig:
     """The settings with as many steps as this machine does in so many seconds, if all would take a quarter longer."""
-    model = build_model(config).to(device)
-    batch = training_batches(config, train).batch(0).to(device)
-    each = runtime.seconds_per_step(TrainingStep(model, config.carry), model, batch)
+    each = seconds_per_step(config, train, device)
     # an evaluation reads without going back: about a third of the work for each token
-    evaluation = each / 3 * scored / batch.tokens.numel()
+    evaluation = each / 3 * scored / (config.batch_size * config.training_window)
     if config.carry:  # and one pass in a single row, in which each position takes up to what it takes in a batch
         evaluation += each / 3 * scored / config.training_window
     total = config.steps * (each + evaluation / config.eval_every)

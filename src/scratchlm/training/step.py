@@ -1,5 +1,6 @@
 """The one module that training goes through: what distribution and compilation wrap is this, and nothing else."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -30,6 +31,30 @@ class TrainingStep(nn.Module):
         before = self.model.initial_state(len(batch.tokens)) if state is None else state
         total, after = loss_and_state(self.model, batch, before)
         return total, batch.target_count, after.detach()
+
+
+def update(
+    step: TrainingStep,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    states: list[State | None],
+    grad_clip: float,
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step on a global batch, in as many parts as there are carried `states`, which go on to the next.
+
+    Returns the mean loss in nats per token and the gradient's norm before clipping, which may still be on the device.
+    """
+    parameters = list(step.parameters())
+    device, targets = parameters[0].device, batch.target_count
+    total = torch.zeros((), device=device)
+    for index, part in enumerate(batch.slices(len(states))):
+        part_sum, _, states[index] = step(part.to(device), states[index] if batch.continues else None)
+        (part_sum / targets).backward()  # one division by the whole batch's targets: parts do not matter
+        total += part_sum.detach()
+    norm = nn.utils.clip_grad_norm_(parameters, grad_clip or math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total / targets, norm
 
 
 def state_tensors(states: Sequence[State | None]) -> dict[str, Tensor]:
