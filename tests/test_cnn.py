@@ -85,6 +85,15 @@ def test_memory_is_replaced_and_starts_with_zeros():
     assert torch.equal(memory, before)
 
 
+def test_a_memory_keeps_nothing_else_alive(model):
+    state = model.initial_state(2)
+    for length in (70, 0, 5, 1):
+        _, state = model(torch.zeros(2, length, dtype=torch.int64), state)
+        for tensor in itertools.chain(*state.memories):
+            one_token = tensor[:, :1].nbytes if length == 1 else 0  # a view is as good, and costs no copy
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes + one_token
+
+
 @pytest.mark.parametrize("name", ["gated", "tcn"])
 def test_a_parametrization_of_the_weight_acts_in_both_forms(name):
     class Change(nn.Module):
@@ -337,6 +346,21 @@ def test_sized_sees_the_context_and_not_much_more(context):
     assert context <= config.receptive_field <= max(2 * context, 3)
     built = CNN(config)
     assert sum(parameter.numel() for parameter in built.parameters()) == pytest.approx(1_000_000, rel=0.02)
+
+
+def test_sized_says_how_far_a_cnn_can_see():
+    with pytest.raises(ValueError, match="no CNN sees 10,000,000 tokens; the furthest sees 2,097,239"):
+        CNNConfig.sized(1_000_000, vocab_size=65, context=10_000_000)
+    assert CNNConfig(vocab_size=65, depth=64, dilations=20).receptive_field == 2_097_239
+    with pytest.raises(ValueError, match="no CNN with vocabulary 65 that sees 2097239 tokens"):
+        CNNConfig.sized(3, vocab_size=65, context=2_097_239)
+
+
+@pytest.mark.parametrize(("ours", "other"), [("tcn of one width", "gated"), ("gated", "tcn of one width")])
+def test_a_state_of_other_blocks_is_refused(ours, other):
+    ours, other = (tiny(name, depth=2, dilations=2) for name in (ours, other))
+    with pytest.raises(ValueError, match=r"its blocks have \[\d, \d\] memories, this CNN's \[\d, \d\]; start"):
+        ours(torch.zeros(2, 3, dtype=torch.int64), other.initial_state(2))
 
 
 @pytest.mark.parametrize(("changes", "message"), [

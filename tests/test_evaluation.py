@@ -66,6 +66,9 @@ def test_dropout_is_off_and_the_mode_comes_back(training):
 def test_what_cannot_be_scored_is_refused(length, window, message):
     with pytest.raises(InputError, match=message):
         evaluate(GPT(GPT.Config.tiny()), Tokens.of(np.zeros(length, dtype=np.uint8)), LENGTHS, window)
+    if window == 0:
+        with pytest.raises(InputError, match="it reads 1 or more"):
+            evaluate(Toy(Toy.Config.tiny()), Tokens.of(np.zeros(length, dtype=np.uint8)), LENGTHS, window)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1024])

@@ -86,7 +86,8 @@ def evaluate(model: LanguageModel, tokens: Tokens, token_lengths: np.ndarray, wi
     Raises InputError where the split has no target, or the window does not fit the model.
     """
     if window < 1 or (model.context is not None and window > model.context):
-        raise InputError(f"a window of {window} tokens does not fit the model: it reads 1 to {model.context}")
+        reads = "1 or more" if model.context is None else f"1 to {model.context}"
+        raise InputError(f"a window of {window} tokens does not fit the model: it reads {reads}")
     _require_targets(tokens)
     device = next(model.parameters()).device
     rows = max(1, min(64, LOGITS_IN_MEMORY // (window * model.config.vocab_size)))

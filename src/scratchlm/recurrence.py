@@ -28,7 +28,7 @@ class Recurrence(Recordable, ABC):
     `input` is weight_ih_l0 (G H, I) with bias_ih_l0 (G H), `recurrent` weight_hh_l0 (G H, H) with bias_hh_l0 (G H).
     """
 
-    gates: ClassVar[int]  # blocks of rows in each matrix
+    gates: ClassVar[int]  # that of the config
     vectors: ClassVar[tuple[str, ...]] = ("hidden",)  # names of the memory's
 
     def __init__(self, input_dim: int, hidden_dim: int) -> None:
@@ -129,7 +129,7 @@ class _Unrolled(torch.autograd.Function):
 class RecurrentConfig:
     """The shape of a recurrent model; a subclass documents it for its cell."""
 
-    gates = 1
+    gates = 1  # blocks of rows in each matrix of a recurrence
     hidden_per_dim = 1  # in the shapes that `sized` tries
 
     vocab_size: int

@@ -85,6 +85,9 @@ class CNNConfig:
 
         Raises ValueError, naming the nearest count, where there is none.
         """
+        furthest = cls(vocab_size=vocab_size, depth=64, dilations=20).receptive_field
+        if context > furthest:
+            raise ValueError(f"no CNN sees {context:,} tokens; the furthest sees {furthest:,}")
         shapes = {}
         for depth in range(1, 65):
             reaching = [
@@ -113,10 +116,14 @@ class CNNConfig:
             return sum(parameter.numel() for parameter in CNN(self).parameters())
 
     @property
+    def convolutions(self) -> int:
+        """Convolutions of a block, each with a memory."""
+        return 2 if self.block == "tcn" else 1
+
+    @property
     def receptive_field(self) -> int:
         """Tokens that decide a feature: the current one and those before it."""
-        each = 2 if self.block == "tcn" else 1  # convolutions in a block
-        return 1 + each * (self.kernel - 1) * sum(self.dilation(index) for index in range(self.depth))
+        return 1 + self.convolutions * (self.kernel - 1) * sum(self.dilation(index) for index in range(self.depth))
 
     @property
     def width(self) -> int:
@@ -164,7 +171,8 @@ class CausalConvolution(nn.Module):
         else:  # for one token a product with the weight as it lies: 18 us against 258, same shape
             taps = torch.stack([seen[:, at : at + new] for at in range(0, self.reach + 1, self.dilation)], -1)
             y = F.linear(taps.flatten(2), weight.flatten(1), self.bias)
-        return y, seen[:, new:]
+        memory = seen[:, new:]
+        return y, memory.clone() if new > 1 else memory  # a view would keep the whole chunk alive
 
 
 class GatedBlock(nn.Module):
@@ -318,9 +326,10 @@ class CNN(LanguageModel):
 
     def forward(self, tokens: Tensor, state: CNNState | None = None) -> tuple[Tensor, CNNState | None]:
         at = self.position(tokens, state)
-        if state is not None and len(state.memories) != self.config.depth:
+        wanted = [self.config.convolutions] * self.config.depth
+        if state is not None and (found := [len(memories) for memories in state.memories]) != wanted:
             raise ValueError(
-                f"the state is of another model: it has {len(state.memories)} blocks, this CNN {self.config.depth}; "
+                f"the state is of another model: its blocks have {found} memories, this CNN's {wanted}; "
                 "start one with initial_state()"
             )
         features, memories = self._read(tokens, None if state is None else state.memories)

@@ -40,7 +40,7 @@ class GRUConfig(RecurrentConfig):
 class GatedRecurrentUnit(Recurrence):
     """r, z, n of p = W_ih x_t + b_ih and q = W_hh h_{t-1} + b_hh; h_t = (1 - z) * n + z * h_{t-1}."""
 
-    gates = 3
+    gates = GRUConfig.gates
 
     def step(self, projected: Tensor, memory: Memory) -> Memory:
         (hidden,) = memory

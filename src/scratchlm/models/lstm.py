@@ -42,7 +42,7 @@ class LSTMConfig(RecurrentConfig):
 class LongShortTermMemory(Recurrence):
     """i, f, g, o of W_ih x_t + b_ih + W_hh h_{t-1} + b_hh; c_t = f * c_{t-1} + i * g; h_t = o * tanh(c_t)."""
 
-    gates = 4
+    gates = LSTMConfig.gates
     vectors = ("hidden", "cell")
 
     def reset_parameters(self) -> None:

@@ -43,7 +43,7 @@ class RNNConfig(RecurrentConfig):
 class Elman(Recurrence):
     """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)."""
 
-    gates = 1
+    gates = RNNConfig.gates
 
     def step(self, projected: Tensor, memory: Memory) -> Memory:
         (hidden,) = memory
