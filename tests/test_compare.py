@@ -422,7 +422,7 @@ def test_a_tokenizer_is_learned_once_for_all(tmp_path, monkeypatch):
     text = write_text(tmp_path)
     changes = {"architectures": ("toy", "floor"), "tokenizer": "bpe", "vocab_size": 270}
     comparison = prepared(tmp_path / "out", text, **changes)
-    monkeypatch.setattr(BPETokenizer, "train", lambda *a, **k: pytest.fail("the plan's tokenizer is there"))
+    monkeypatch.setattr(BPETokenizer, "learn", lambda *a, **k: pytest.fail("the plan's tokenizer is there"))
     assert isinstance(list(compare(comparison))[-1], Compared)
     assert results_of(tmp_path / "out")["request"]["tokenizer"] == "bpe"
     names = {RunFolder(tmp_path / "out" / name).tokenizer().sha256 for name in ("toy", "floor")}
