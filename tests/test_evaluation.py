@@ -35,6 +35,22 @@ def test_every_target_is_scored_once_in_its_own_window(model, length, window):
     assert score.bits_per_byte == pytest.approx(score.nats_per_token / math.log(2))
 
 
+@pytest.mark.parametrize("score", [lambda model, ids: evaluate(model, ids, LENGTHS, 8), carried_loss])
+def test_scoring_keeps_no_graph_and_leaves_the_mode_as_it_was(score, monkeypatch):
+    """ScratchLMs estimates losses with gradients on and dropout running."""
+    model, seen = Toy(Toy.Config.tiny()).train(), []
+    original = evaluation.loss_and_state
+
+    def spy(model, batch, state):
+        seen.append((torch.is_grad_enabled(), model.training))
+        return original(model, batch, state)
+
+    monkeypatch.setattr(evaluation, "loss_and_state", spy)
+    score(model, Tokens.of(np.arange(20)))
+    assert set(seen) == {(False, False)}
+    assert model.training
+
+
 def test_bits_per_byte_count_the_bytes_of_targets():
     text = "añ€😀" * 30
     for tokenizer in (CharacterTokenizer.train([text]), ByteTokenizer()):

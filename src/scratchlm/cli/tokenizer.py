@@ -293,8 +293,8 @@ def _tree(tokenizer: Tokenizer, token: int, depth: int = 32) -> str:
 
 
 def _described(tokenizer: Tokenizer) -> str:
-    special = f", {', '.join(tokenizer.special_tokens)}" if isinstance(tokenizer, BPETokenizer) else ""
-    return f"{tokenizer.vocab_size:,} tokens{special}"
+    special = list(tokenizer.special_tokens) if isinstance(tokenizer, BPETokenizer) else []
+    return ", ".join([f"{tokenizer.vocab_size:,} tokens", *special])
 
 
 def _texts(names: Iterable[str], errors: Errors) -> Iterable[Any]:

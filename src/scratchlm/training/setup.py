@@ -187,6 +187,6 @@ def fit_steps(config: RunConfig, train: Tokens, scored: int, seconds: float, dev
     return replace(
         config,
         steps=steps,
-        eval_every=max(1, min(config.eval_every, steps // 4)),
+        eval_every=min(config.eval_every, -(-steps // 4)),  # rounded up, so that the last one is at the end
         optim=replace(config.optim, warmup=warmup),
     )
