@@ -9,15 +9,14 @@ COPY_VOCABULARY = 10
 
 
 def copy_memory(rows, gap, generator, length=10):
-    """Read `length` random symbols, then `gap` blanks, the last of them the signal, then write the symbols.
+    """Read `length` random symbols, then wait for `gap` tokens, then write the symbols while the signal lasts.
 
     Only the symbols at the end are targets: who remembers nothing loses ln 8 = 2.079 nats on each.
-    Shapes: tokens, targets (rows, 2 length + gap). Paper: Hochreiter and Schmidhuber 1997; Arjovsky et al. 2016, 5.1.
+    Shapes: tokens, targets (rows, 2 length + gap). Paper: Hochreiter and Schmidhuber 1997; Bai et al. 2018, 4.1.
     """
     symbols = torch.randint(1, SYMBOLS + 1, (rows, length), generator=generator)
-    blanks = torch.full((rows, gap + length), BLANK)
-    blanks[:, gap - 1] = SIGNAL
-    tokens = torch.cat([symbols, blanks], 1)
+    blanks, signals = torch.full((rows, gap - 1), BLANK), torch.full((rows, length + 1), SIGNAL)
+    tokens = torch.cat([symbols, blanks, signals], 1)
     targets = torch.full_like(tokens, IGNORED)
     targets[:, -length:] = symbols
     return Batch(tokens, targets)

@@ -328,7 +328,8 @@ def test_what_the_copy_task_asks():
     assert torch.equal(batch.targets[:, -10:], batch.tokens[:, :10])
     assert (batch.targets[:, :-10] < 0).all()
     assert ((batch.tokens[:, :10] > 0) & (batch.tokens[:, :10] < 9)).all()
-    assert (batch.tokens[:, 10:].sum(1) == 9).all()
+    assert (batch.tokens[:, 10:29] == 0).all()
+    assert (batch.tokens[:, 29:] == 9).all()
     assert batch.target_count == 30
 
 
