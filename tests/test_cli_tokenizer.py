@@ -1,7 +1,9 @@
 """scratchlm tokenizer, as a person would type it."""
 
 import io
+import itertools
 import json
+import re
 import sys
 
 import pytest
@@ -238,3 +240,15 @@ def test_nested_json_is_no_tokenizer(folder, capsys):
     (folder / "deep.json").write_text("[" * 200_000, encoding="utf-8")
     assert main(["tokenizer", "encode", "deep.json", "a"]) == 2
     assert "deep.json is no tokenizer file" in capsys.readouterr().err
+
+
+def test_neighbouring_pieces_differ_in_colour_on_any_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "linux")  # 16 colours
+    monkeypatch.delenv("COLORTERM", raising=False)
+    assert main(["tokenizer", "show", "tokenizer.json", "went up the hill"]) == 0
+    pieces = capsys.readouterr().out.splitlines()[0]
+    styles = re.findall("\x1b\\[([0-9;]+)m[^\x1b]", pieces)
+    styles = [style for style in styles if style != "0"]
+    assert len(styles) > 3
+    assert all(one != other for one, other in itertools.pairwise(styles))

@@ -29,7 +29,7 @@ app = App(
     version_flags=[],
 )
 
-COLOURS = ("on #2f4f7f", "on #5f3f6f", "on #2f6f5f", "on #7f5f2f")
+COLOURS = ("white on blue", "black on yellow", "white on magenta", "black on cyan")  # told apart by any terminal
 Words = Annotated[list[str] | None, Parameter(negative_iterable=(), show_default=False, allow_leading_hyphen=True)]
 AsJson = Annotated[bool, Parameter(name="--json", negative=())]
 OptionalText = Annotated[str | None, Parameter(allow_leading_hyphen=True, show_default=False)]
@@ -187,7 +187,7 @@ def show(tokenizer: str, text: OptionalText = None, /, *, json_: AsJson = False)
     for number, token in enumerate(ids):
         shown = visible(opened.token_bytes(token))
         pieces.append(shown, style=COLOURS[number % len(COLOURS)])
-        pieces.append("\n" if opened.token_bytes(token).endswith(b"\n") else "" if console.is_terminal else "|")
+        pieces.append("\n" if opened.token_bytes(token).endswith(b"\n") else "" if console.color_system else "|")
     console.print(pieces)
     table = Table(box=None, pad_edge=False)
     for column, justify in (("id", "right"), ("token", "left"), ("bytes", "left"), ("made of", "left")):
