@@ -118,10 +118,10 @@ class GRU(RecurrentModel):
 
 GRU.presets = {
     "laptop": {  # sized for four minutes on two cores
-        "steps": 2500,
+        "steps": 1600,
         "batch_size": 16,
         "window": 128,
-        "eval_every": 500,
+        "eval_every": 400,
         "model": {"dim": 128, "hidden_dim": 192, "depth": 3},
         "optim": {"lr": 5e-3, "min_lr": 5e-4, "warmup": 100, "beta2": 0.99},
     },

@@ -93,7 +93,7 @@ class RNN(RecurrentModel):
 
 RNN.presets = {
     "laptop": {  # sized for four minutes on two cores; the rate won over 2e-3 in 500 steps
-        "steps": 3000,
+        "steps": 2000,
         "batch_size": 16,
         "window": 128,
         "eval_every": 500,
