@@ -20,23 +20,15 @@ from scratchlm.config import OptimConfig
 from scratchlm.data.batches import Batch
 from scratchlm.models import MODELS
 from scratchlm.training.optim import make_optimizer
-from scratchlm.training.step import TrainingStep
+from scratchlm.training.step import TrainingStep, update
 
 VOCABULARY, CONTEXT, ROWS, STEPS, TOKENS = 65, 256, 8, 3, 200
 
 
 def training_step(model, batch):
     optimizer = make_optimizer(model, OptimConfig())
-    step, parameters = TrainingStep(model), list(model.parameters())
-
-    def run():
-        total, count, _ = step(batch)
-        (total / count).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return run
+    step = TrainingStep(model)
+    return lambda: update(step, optimizer, batch, [None], grad_clip=1.0)
 
 
 def timed(run, times):

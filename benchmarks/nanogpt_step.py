@@ -22,7 +22,7 @@ from scratchlm.config import OptimConfig
 from scratchlm.data.batches import Batch
 from scratchlm.models import MODELS
 from scratchlm.training.optim import make_optimizer
-from scratchlm.training.step import TrainingStep
+from scratchlm.training.step import TrainingStep, update
 
 VOCABULARY, STEPS = 65, 10
 RECIPE = MODELS["gpt"].presets["nanogpt-cpu"]
@@ -31,15 +31,11 @@ RECIPE = MODELS["gpt"].presets["nanogpt-cpu"]
 def our_step(tokens, targets):
     model = MODELS["gpt"](MODELS["gpt"].Config(vocab_size=VOCABULARY, **RECIPE["model"]))
     optimizer = make_optimizer(model, OptimConfig(**RECIPE["optim"]))
-    step, batch, parameters = TrainingStep(model), Batch(tokens, targets), list(model.parameters())
+    step, batch = TrainingStep(model), Batch(tokens, targets)
 
     def run():
-        total, count, _ = step(batch)
-        (total / count).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return total.item() / count
+        loss, _ = update(step, optimizer, batch, [None], grad_clip=1.0)
+        return loss.item()
 
     return run
 
