@@ -1,16 +1,15 @@
 """The Transformer: an encoder reads a source, a decoder writes a target while it looks at all of the source.
 
-Paper: Vaswani et al. 2017, "Attention Is All You Need". Only equations 1 to 3 have numbers there; the third is the
-learning rate.
+Paper: Vaswani et al. 2017, "Attention Is All You Need", where only equations 1 to 3 have numbers.
 
     paper                                                       here
     softmax(Q K^T / sqrt(d_k)) V               (1)              source_weights, @ values; layers.attention_weights
     MultiHead = Concat(head_1 .. head_h) W^O   (3.2.2)          SourceAttention, KeysValues; layers.CausalSelfAttention
     max(0, x W_1 + b_1) W_2 + b_2              (2)              FeedForward
     LayerNorm(x + Sublayer(x))                 (3.1)            EncoderBlock.forward, Block.forward, norm "post"
-    PE(p, 2i) = sin(p / 10000^(2i / d_model))  (3.5)            sinusoids
-    PE(p, 2i + 1) = cos(the same)
+    PE(p, 2i), PE(p, 2i + 1) = sin, cos(p w_i) (3.5)            sinusoids; w_i = 10000^(-2i / d_model)
     embedding * sqrt(d_model), one for all     (3.4)            Transformer.embed, Transformer.readout
+    learning rate                              (3)              the presets' schedule "noam"
     dropout of sub-layers and embeddings       (5.4)            dropout, embedding_dropout
 
 Departures: the linear maps of attention have biases, as in the implementations that came after it; `bias=False` is the
@@ -24,12 +23,12 @@ What is sharded and checkpointed piece by piece lies in two lists: `encoder` hol
 decoder's. The cross-attention's keys and values are made once a source, outside of the blocks, so their maps are
 modules of their own in `source_memories`.
 
-Letters in shapes: B batch, R source rows, T new tokens, S source tokens, D dim, H heads, K width of a head,
-V vocabulary.
+Letters in shapes: B batch, R source rows, T new tokens, S source tokens, D dim, H heads, K head width, V vocabulary.
 """
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -84,8 +83,6 @@ class TransformerConfig:
         for name in ("dropout", "embedding_dropout", "attention_dropout", "hidden_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if self.norm not in ("post", "pre"):
-            raise ValueError(f"norm is {self.norm!r}; it must be 'post' or 'pre'")
 
     @classmethod
     def tiny(cls) -> "TransformerConfig":
@@ -110,10 +107,8 @@ class TransformerConfig:
         fitting = [shape for shape in shapes if abs(shape.parameters - parameters) <= 0.02 * parameters]
         if not fitting:
             nearest = min(shapes, key=lambda shape: abs(shape.parameters - parameters))
-            raise ValueError(
-                f"no Transformer with vocabulary {vocab_size} has {parameters:,} parameters within 2 %; "
-                f"the nearest has {nearest.parameters:,}"
-            )
+            wanted = f"no Transformer with vocabulary {vocab_size} has {parameters:,} parameters within 2 %"
+            raise ValueError(f"{wanted}; the nearest has {nearest.parameters:,}")
         return min(fitting, key=lambda shape: abs(math.log(shape.dim / shape.depth / (512 / 6))))
 
     @property
@@ -268,11 +263,8 @@ class TransformerState(State):
     def select(self, rows: Tensor) -> Self:
         """A copy made of these rows; what is kept of the sources never changes, so copies share it."""
         rows = rows.to(self.blocked.device)
-
-        def chosen(tensor: Tensor) -> Tensor:
-            return tensor.index_select(0, rows)
-
-        source_rows = rows.clone() if self.source_rows is None else self.source_rows.index_select(0, rows)
+        chosen = partial(torch.index_select, dim=0, index=rows)
+        source_rows = rows.clone() if self.source_rows is None else chosen(self.source_rows)
         memories = pytree.tree_map_only(Tensor, chosen, self.memories)
         return replace(self, memories=memories, source_rows=source_rows)
 
@@ -316,20 +308,6 @@ class Transformer(LanguageModel):
         x = self.embedding(tokens) * math.sqrt(self.config.dim) + self.positions[at : at + tokens.shape[1]]
         return F.dropout(x, self.config.embedding_dropout, self.training)
 
-    def _check(self, source: Source, batch_size: int) -> None:
-        rows, width, lengths = *source.ids.shape, source.lengths
-        if not rows == len(lengths) == batch_size:
-            raise ValueError(f"the source has {rows} rows and {len(lengths)} lengths, the batch {batch_size} rows")
-        if width > self.config.source_context:
-            raise ValueError(
-                f"the source context is {self.config.source_context} tokens, and a source has {width}; shorten it"
-            )
-        # on an accelerator, looking at a value would wait for all of the work before it, at every training step
-        if lengths.device.type == "cpu" and rows and not 0 <= lengths.min() <= lengths.max() <= width:
-            raise ValueError(
-                f"source lengths go from {lengths.min()} to {lengths.max()}; the ids have room for 0 to {width}"
-            )
-
     def initial_state(
         self, batch_size: int, capacity: int | None = None, source: Source | None = None
     ) -> TransformerState:
@@ -339,15 +317,21 @@ class Transformer(LanguageModel):
         """
         if source is None:
             raise ValueError("a Transformer reads a source; give initial_state(rows, source=Source(ids, lengths))")
-        self._check(source, batch_size)
-        slots = torch.arange(source.ids.shape[1], device=source.ids.device)
-        blocked = slots >= source.lengths[:, None]  # (B, S)
+        rows, width, lengths = *source.ids.shape, source.lengths
+        if not rows == len(lengths) == batch_size:
+            raise ValueError(f"the source has {rows} rows and {len(lengths)} lengths, the batch {batch_size} rows")
+        if width > self.config.source_context:
+            raise ValueError(f"the source context is {self.source_context} tokens, a source has {width}; shorten it")
+        # on an accelerator, looking at a value would wait for all of the work before it, at every training step
+        if lengths.device.type == "cpu" and rows and not 0 <= lengths.min() <= lengths.max() <= width:
+            raise ValueError(f"source lengths go from {lengths.min()} to {lengths.max()}; the ids hold 0 to {width}")
+        blocked = torch.arange(width, device=lengths.device) >= lengths[:, None]  # (B, S)
         x = self.embed(source.ids)  # (B, S, D)
         for block in self.encoder:
             x = block(x, blocked)
         x = self.encoder_norm(x)
         sources = [memory(x) for memory in self.source_memories]
-        nothing = sources[0].keys.new_empty(batch_size, self.config.heads, 0, self.config.dim // self.config.heads)
+        nothing = sources[0].keys.detach()[:, :, :0]
         memories = [KV.empty(nothing, nothing, capacity) for _ in self.blocks]
         return TransformerState(length=0, memories=memories, sources=sources, blocked=blocked)
 
@@ -386,7 +370,6 @@ def _paper(steps: int, dim: int, heads: int, dropout: float) -> dict[str, object
         "steps": steps,
         "batch_tokens": 25_000,
         "label_smoothing": 0.1,
-        "eval_every": 1000,
         "model": {**shape, "dropout": dropout, "embedding_dropout": dropout},
         # equation 3 has its peak, which is the rate here, at the end of the warm-up
         "optim": {"schedule": "noam", "lr": (dim * 4000) ** -0.5, "warmup": 4000, "grad_clip": 0.0, **_ADAM},
@@ -406,7 +389,6 @@ Transformer.presets = {
         "steps": 10_000,
         "batch_tokens": 2048,
         "label_smoothing": 0.1,
-        "eval_every": 500,
         "model": {"context": 128, "source_context": 128, "dim": 256, "depth": 3, "heads": 4, "hidden_dim": 1024},
         "optim": {"lr": 1e-3, "warmup": 1000, **_ADAM},
     },
