@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "Train an architecture: scratchlm train gpt. With --help behind it: all settings.",
     "resume": "Go on with a run that was stopped, or train a finished one for longer.",
     "sample": "Let a trained model write.",
+    "translate": "Translate with a model that learned from pairs of source and target.",
     "eval": "Score a model on a whole split: nats per token, perplexity, bits per byte.",
     "compare": "Compare architectures at one budget of parameters and tokens or time: a table, curves and a report.",
     "info": "Show a model's modules, parameters and operations.",

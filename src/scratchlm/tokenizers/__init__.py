@@ -1,6 +1,15 @@
 """Text to token ids and back. A tokenizer knows nothing of torch and is saved as one JSON file."""
 
-from scratchlm.tokenizers.base import IncrementalDecoder, Learning, Tokenizer, exhaust, learn, load, train
+from scratchlm.tokenizers.base import (
+    IncrementalDecoder,
+    Learning,
+    Tokenizer,
+    exhaust,
+    learn,
+    load,
+    train,
+    whole_characters,
+)
 from scratchlm.tokenizers.bpe import BPETokenizer
 from scratchlm.tokenizers.bytes import ByteTokenizer
 from scratchlm.tokenizers.characters import CharacterTokenizer
@@ -16,4 +25,5 @@ __all__ = [
     "learn",
     "load",
     "train",
+    "whole_characters",
 ]

@@ -164,6 +164,11 @@ class IncrementalDecoder:
         return self._decoder.decode(b"", final=True)
 
 
+def whole_characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    """The text of these tokens, without half a character at its end."""
+    return "".join(map(IncrementalDecoder(tokenizer).push, tokens))
+
+
 def load(path: str | Path) -> Tokenizer:
     """The tokenizer of a file. Raises InputError where the file is missing, damaged or of another format."""
     try:
