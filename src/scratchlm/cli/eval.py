@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint
-from scratchlm.cli.flags import OptionalInt
+from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.cli.sample import introduce
 from scratchlm.data.shards import Tokens, encode_documents
 from scratchlm.errors import InputError
@@ -26,6 +26,7 @@ def command(
     split: Literal["val", "test"] = "val",
     window: OptionalInt = None,
     checkpoint: str = "last",
+    average: Int = 1,
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -45,6 +46,8 @@ def command(
         Tokens of a window; without it those of training.
     checkpoint
         last, best, or a step.
+    average
+        Take the mean of the weights of so many checkpoints, the newest up to that one.
     device
         auto, cpu, cuda or mps.
     json_
@@ -54,7 +57,7 @@ def command(
     config = run.config()
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
-    model, tokenizer = load_checkpoint(run, found, chosen)
+    model, tokenizer = load_checkpoint(run, found, chosen, average)
     if data is None:
         name = "validation" if split == "val" else "test"
         tokens, what = run.splits()[name], f"the {name} split of {config.data}"
@@ -74,7 +77,7 @@ def command(
         "bytes": score.bytes,
         "step": found.step,
     }
-    introduce(run, found, damaged)
+    introduce(run, found, damaged, average)
     if json_:
         print(json.dumps(figures, allow_nan=False))
         return 0
