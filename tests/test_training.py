@@ -319,7 +319,7 @@ def test_the_file_of_a_checkpoint_is_whole_or_not_there(new_run, monkeypatch):
     records = loop.train(run)
     next(records)
     next(records)
-    monkeypatch.setattr(checkpoint, "sync", fail)
+    monkeypatch.setattr(checkpoint.folder, "sync", fail)
     with pytest.raises(OSError, match="No space left"):
         list(records)
     assert [c.step for c in run.checkpoints()] == [0]

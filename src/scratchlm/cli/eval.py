@@ -30,6 +30,7 @@ def command(
     beam: Int = 1,
     length_penalty: float = LENGTH_PENALTY,
     checkpoint: str = "last",
+    average: Int = 1,
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -56,6 +57,8 @@ def command(
         In translating: 0 compares log-probabilities as they are, more favours longer targets.
     checkpoint
         last, best, or a step.
+    average
+        Take the mean of the weights of so many checkpoints, the newest up to that one.
     device
         auto, cpu, cuda or mps.
     json_
@@ -69,7 +72,7 @@ def command(
     config = run.config()
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
-    model, tokenizer = load_checkpoint(run, found, chosen)
+    model, tokenizer = load_checkpoint(run, found, chosen, average)
     given: Tokens | Pairs
     if data is None:
         name = "validation" if split == "val" else "test"
@@ -98,7 +101,7 @@ def command(
         "bytes": score.bytes,
         "step": found.step,
     }
-    introduce(run, found, damaged)
+    introduce(run, found, damaged, average)
     if json_:
         print(json.dumps(figures, allow_nan=False))
         return 0

@@ -50,7 +50,7 @@ def command(
     checkpoint
         last, best, or a step.
     average
-        The mean of the weights of so many checkpoints, up to that one.
+        Take the mean of the weights of so many checkpoints, the newest up to that one.
     device
         auto, cpu, cuda or mps.
     json_
@@ -72,7 +72,7 @@ def command(
     found, damaged = run.find(checkpoint)
     model, tokenizer = load_checkpoint(run, found, chosen, average)
     assert tokenizer.end_of_text is not None
-    introduce(run, found, damaged)
+    introduce(run, found, damaged, average)
     translations: list[dict[str, Any]] = []
     for lines in _sources(text):
         # an empty line stays one, so that targets stand beside their sources
