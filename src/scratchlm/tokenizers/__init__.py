@@ -13,6 +13,8 @@ from scratchlm.tokenizers.base import (
 from scratchlm.tokenizers.bpe import BPETokenizer
 from scratchlm.tokenizers.bytes import ByteTokenizer
 from scratchlm.tokenizers.characters import CharacterTokenizer
+from scratchlm.tokenizers.pair import PairTokenizer, learn_pair
+from scratchlm.tokenizers.symbols import SymbolTokenizer
 
 __all__ = [
     "BPETokenizer",
@@ -20,9 +22,12 @@ __all__ = [
     "CharacterTokenizer",
     "IncrementalDecoder",
     "Learning",
+    "PairTokenizer",
+    "SymbolTokenizer",
     "Tokenizer",
     "exhaust",
     "learn",
+    "learn_pair",
     "load",
     "train",
     "whole_characters",
