@@ -87,30 +87,23 @@ def _scoring(model: LanguageModel) -> Iterator[None]:
         model.train(training)
 
 
-def evaluate(model: LanguageModel, tokens: Tokens, token_lengths: np.ndarray, window: int) -> Score:
-    """The loss over a whole split, cut in back-to-back windows, no state carried between them.
+def evaluate(model: LanguageModel, data: Tokens | Pairs, token_lengths: np.ndarray, window: int) -> Score:
+    """The loss over a whole split: a text in back-to-back windows, no state carried between them; or each target.
 
     Shapes: token_lengths (V,), bytes of each token. Units: window in tokens. The model's mode is left as it was.
     Raises InputError where the split has no target, or the window does not fit the model.
     """
+    if isinstance(data, Pairs):
+        if not len(data):
+            raise InputError("the split has no pairs to score; give more of them")
+        budget = max(1, min(8192, LOGITS_IN_MEMORY // model.config.vocab_size))
+        return score_batches(model, evaluation_pairs(data, budget, joined=not model.takes_source), token_lengths)
     if window < 1 or (model.context is not None and window > model.context):
         reads = "1 or more" if model.context is None else f"1 to {model.context}"
         raise InputError(f"a window of {window} tokens does not fit the model: it reads {reads}")
-    _require_targets(tokens)
+    _require_targets(data)
     rows = max(1, min(64, LOGITS_IN_MEMORY // (window * model.config.vocab_size)))
-    return score_batches(model, evaluation_batches(tokens, window, rows), token_lengths)
-
-
-def evaluate_pairs(model: LanguageModel, pairs: Pairs, token_lengths: np.ndarray) -> Score:
-    """The loss of every target of parallel text, given its source.
-
-    Shapes: token_lengths (V,), bytes of each token. The model's mode is left as it was.
-    Raises InputError where there is no pair.
-    """
-    if not len(pairs):
-        raise InputError("the split has no pairs to score; give more of them")
-    budget = max(1, min(8192, LOGITS_IN_MEMORY // model.config.vocab_size))
-    return score_batches(model, evaluation_pairs(pairs, budget, joined=not model.takes_source), token_lengths)
+    return score_batches(model, evaluation_batches(data, window, rows), token_lengths)
 
 
 def score_batches(model: LanguageModel, batches: Iterable[Batch], token_lengths: np.ndarray) -> Score:

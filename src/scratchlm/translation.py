@@ -223,4 +223,4 @@ def bleu(translated: Sequence[Translated], bootstrap: int = 0) -> Bleu:
 
 def measure(translated: Sequence[Translated], tokenizer: Tokenizer, bootstrap: int = 0) -> Quality:
     """Error rates where the targets are symbols, BLEU where they are text."""
-    return error_rates(translated) if tokenizer.target.kind == "symbols" else bleu(translated, bootstrap)
+    return error_rates(translated) if tokenizer.target.symbolic else bleu(translated, bootstrap)

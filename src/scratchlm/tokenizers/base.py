@@ -106,6 +106,11 @@ class Tokenizer(ABC):
         """The id that an empty prompt means."""
 
     @property
+    def symbolic(self) -> bool:
+        """Whether its texts are symbols that white space parts, of which errors can be counted."""
+        return False
+
+    @property
     def source(self) -> "Tokenizer":
         """The tokenizer of the sources of pairs; the same as the targets', unless there are two (pair.py)."""
         return self

@@ -58,6 +58,10 @@ class SymbolTokenizer(Tokenizer):
         return super().decode(ids).removesuffix(" ")
 
     @property
+    def symbolic(self) -> bool:
+        return True
+
+    @property
     def start(self) -> int:
         return 0 if self.end_of_text is None else self.end_of_text
 
