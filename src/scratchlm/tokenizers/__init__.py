@@ -4,6 +4,8 @@ from scratchlm.tokenizers.base import IncrementalDecoder, Learning, Tokenizer, e
 from scratchlm.tokenizers.bpe import BPETokenizer
 from scratchlm.tokenizers.bytes import ByteTokenizer
 from scratchlm.tokenizers.characters import CharacterTokenizer
+from scratchlm.tokenizers.pair import PairTokenizer, learn_pair
+from scratchlm.tokenizers.symbols import SymbolTokenizer
 
 __all__ = [
     "BPETokenizer",
@@ -11,9 +13,12 @@ __all__ = [
     "CharacterTokenizer",
     "IncrementalDecoder",
     "Learning",
+    "PairTokenizer",
+    "SymbolTokenizer",
     "Tokenizer",
     "exhaust",
     "learn",
+    "learn_pair",
     "load",
     "train",
 ]

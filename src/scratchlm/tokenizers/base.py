@@ -105,6 +105,16 @@ class Tokenizer(ABC):
     def start(self) -> int:
         """The id that an empty prompt means."""
 
+    @property
+    def source(self) -> "Tokenizer":
+        """The tokenizer of the sources of pairs; the same as the targets', unless there are two (pair.py)."""
+        return self
+
+    @property
+    def target(self) -> "Tokenizer":
+        """The tokenizer of the targets of pairs."""
+        return self
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
         return self.encode_array(text).tolist()
