@@ -93,7 +93,7 @@ def stream(make):
 
 
 def fork(make):
-    """`select` equals rerunning the selected rows."""
+    """`select` equals rerunning the selected rows, also of rows that were selected."""
     model = make()
     tokens, rows = tokens_for(model), torch.tensor([2, 0, 0])
     for capacity in (None, LENGTH):
@@ -102,6 +102,8 @@ def fork(make):
         close(features, whole(model, tokens[rows])[:, 6:])
         one, _ = model(tokens[1:2, 6:], state.select(torch.tensor([1])))
         close(one, whole(model, tokens[1:2])[:, 6:])
+        again, _ = model(tokens[[0, 2], 6:], state.select(rows).select(torch.tensor([2, 0])))
+        close(again, whole(model, tokens[[0, 2]])[:, 6:])
 
 
 def rollback(make):
