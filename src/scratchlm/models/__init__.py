@@ -45,5 +45,6 @@ MODELS = Registry(
         "gru": "scratchlm.models.gru:GRU",
         "bigram": "scratchlm.models.bigram:Bigram",
         "cnn": "scratchlm.models.cnn:CNN",
+        "transformer": "scratchlm.models.transformer:Transformer",
     }
 )
