@@ -56,9 +56,9 @@ def attention(
     directory
         The run's folder.
     text
-        What the model reads; without it the first tokens of the validation text.
+        What the model reads; without it the start of the validation text.
     target
-        For a model that translates: the translation that it looks at; without it the model's own.
+        Of a run on pairs: what the model writes for the text; without it what it writes by itself.
     layer
         Only this layer, counted from 1.
     head
@@ -80,18 +80,11 @@ def attention(
     for flag, given in (("--text", text), ("--target", target)):
         if given == "":
             raise InputError(f"{flag} is empty; give a text of at least one token, or leave it out")
-    if target is not None and not MODELS[arch].takes_source:
-        raise InputError(f"{arch} reads one text, so --target has no meaning; leave it out")
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
     model, tokenizer = load_checkpoint(run, found, chosen)
-    if model.takes_source:
-        read = _source(run, model, tokenizer, text)
-        source = Source(torch.tensor([read], device=chosen), torch.tensor([len(read)], device=chosen))
-        tokens = _target(model, tokenizer, target, source)
-    else:
-        read, source, tokens = None, None, _tokens(run, model, tokenizer, text)
-    layers = attention_layers(model, tokens, source)
+    read, tokens = _read(run, model, tokenizer, text, target)
+    layers = attention_layers(model, tokens, None if read is None else _one_row(read, chosen))
     if not all(one.weights.isfinite().all() for one in layers):
         raise InputError(f"the attention weights of {found.path} are no numbers; choose another with --checkpoint")
     try:
@@ -120,9 +113,39 @@ def attention(
     return 0
 
 
+def _read(
+    run: RunFolder, model: LanguageModel, tokenizer: Tokenizer, text: str | None, target: str | None
+) -> tuple[list[int] | None, list[int]]:
+    """What the encoder reads, where there is one, and what the decoder reads."""
+    limit = DEFAULT_TOKENS if model.context is None else model.context
+    if not model.takes_source and target is None and tokenizer.source is tokenizer:  # one text, and no pair
+        ids = _first(run, min(DEFAULT_TOKENS, limit)) if text is None else tokenizer.encode(text)
+        return None, _fitting(ids, model.context, "--text has")
+    end = tokenizer.end_of_text
+    if end is None:
+        raise InputError("the tokenizer has no end-of-text token, so the run has not learned from pairs of a source "
+                         "and a target; leave --target out")  # fmt: skip
+    context = model.source_context if model.takes_source else model.context
+    if text is None:
+        source = _first(run, context or DEFAULT_TOKENS)
+        source = source[: source.index(end) + 1] if end in source else source
+    else:
+        source = _fitting([*tokenizer.source.encode(text), end], context, "--text with its end has")
+    start = [end] if model.takes_source else source  # a decoder alone reads the source as its beginning
+    if target is None:
+        most = min(2 * len(source) + 16, limit - len(start))
+        row = _one_row(source, next(model.parameters()).device) if model.takes_source else None
+        (tokens,) = generate(model, [start], most, temperature=0, end=end, source=row)
+        say(f"the model's own target: {tokenizer.target.decode(tokens[len(start) :])}")
+    else:
+        what = "--target with its start has" if model.takes_source else "--text and --target have"
+        tokens = _fitting([*start, *tokenizer.target.encode(target)], model.context, what)
+    return source if model.takes_source else None, tokens
+
+
 def _fitting(ids: list[int], context: int | None, what: str) -> list[int]:
     if context is not None and len(ids) > context:
-        raise InputError(f"{what} has {len(ids)} tokens, and the model reads at most {context}; give a shorter one")
+        raise InputError(f"{what} {len(ids)} tokens, and the model reads at most {context}; give a shorter text")
     return ids
 
 
@@ -132,37 +155,8 @@ def _first(run: RunFolder, count: int) -> list[int]:
     return split.windows(np.array([0]), min(count, len(split)))[0].tolist()
 
 
-def _tokens(run: RunFolder, model: LanguageModel, tokenizer: Tokenizer, text: str | None) -> list[int]:
-    """What a model of one text reads."""
-    if text is None:
-        return _first(run, min(DEFAULT_TOKENS, model.context or DEFAULT_TOKENS))
-    return _fitting(tokenizer.encode(text), model.context, "--text")
-
-
-def _end(tokenizer: Tokenizer) -> int:
-    if tokenizer.end_of_text is None:
-        raise InputError("the run's tokenizer has no end-of-text token, which ends a source and starts a target")
-    return tokenizer.end_of_text
-
-
-def _source(run: RunFolder, model: LanguageModel, tokenizer: Tokenizer, text: str | None) -> list[int]:
-    """What an encoder reads, its end with it: the text, or the first source of the validation pairs that fits."""
-    end = _end(tokenizer)
-    if text is not None:
-        return _fitting([*tokenizer.source.encode(text), end], model.source_context, "--text, with its end,")
-    ids = _first(run, model.source_context or DEFAULT_TOKENS)
-    return ids[: ids.index(end) + 1]
-
-
-def _target(model: LanguageModel, tokenizer: Tokenizer, text: str | None, source: Source) -> list[int]:
-    """What a decoder reads, its start before it: the text, or the model's own greedy translation."""
-    end = _end(tokenizer)
-    if text is not None:
-        return _fitting([end, *tokenizer.target.encode(text)], model.context, "--target, with its start,")
-    most = min(2 * source.ids.shape[1] + 16, (model.context or DEFAULT_TOKENS) - 1)
-    (tokens,) = generate(model, [[end]], most, temperature=0, end=end, source=source)
-    say(f"translation: {tokenizer.target.decode(tokens[1:])}")
-    return tokens
+def _one_row(ids: list[int], device: torch.device) -> Source:
+    return Source(torch.tensor([ids], device=device), torch.tensor([len(ids)], device=device))
 
 
 def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
