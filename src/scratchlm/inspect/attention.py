@@ -35,7 +35,7 @@ NAMES: dict[Kind, tuple[str, str]] = {
 }
 FONT, POINTS, CHARACTER = "DejaVu Sans Mono", 7.5, 0.065  # of token labels; a character's width in inches
 LONGEST_LABEL = 12  # characters
-LARGEST = 60  # inches that all panels beside or below each other may take
+LARGEST = 40  # inches that all panels beside or below each other may take
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +176,7 @@ def _about(layers: Sequence[AttentionLayer], labels: Sequence[str]) -> str:
         "The weights of a row sum to 1."
     )
     if any(one.kind == "decoder" for one in layers):
-        about += " Grey: tokens that come later, which may not be looked at."
+        about += " A decoder's token looks in order to predict the next one. Grey: later tokens, which it may not see."
     for mark, what in (("\u00b7", "a space"), ("\u21b5", "a line end")):
         if any(mark in label for label in labels):
             about += f" {mark} is {what}."
