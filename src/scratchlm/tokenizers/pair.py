@@ -11,6 +11,7 @@ from scratchlm.errors import InputError, did_you_mean
 from scratchlm.tokenizers.base import Learning, Tokenizer, learn
 
 EXAMPLE = "char+symbols"
+Side = Literal["source", "target"]
 
 
 class PairTokenizer(Tokenizer):
@@ -22,9 +23,7 @@ class PairTokenizer(Tokenizer):
 
     kind = "pair"
 
-    def __init__(
-        self, sources: Tokenizer, targets: Tokenizer, side: Literal["source", "target"] | None = None
-    ) -> None:
+    def __init__(self, sources: Tokenizer, targets: Tokenizer, side: Side | None = None) -> None:
         """`sources` and `targets` have ids of their own; an end of a text that they may have is not used.
 
         Raises InputError where one of them is a pair itself.
@@ -83,14 +82,14 @@ class PairTokenizer(Tokenizer):
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any]) -> Self:
-        sides = []
+        sides: list[Tokenizer] = []
         for name in ("source", "target"):
             content = dict(settings[name])
             kind = content.pop("kind")
             if kind not in Tokenizer.kinds:
                 raise InputError(f"its {name} is an unknown {kind!r}: {did_you_mean(kind, Tokenizer.kinds)}")
             sides.append(Tokenizer.kinds[kind].from_settings(content))
-        return cls(*sides)
+        return cls(sides[0], sides[1])
 
 
 def learn_pair(
@@ -103,11 +102,11 @@ def learn_pair(
     """
     names = name.split("+")
     if len(names) == 2 and not Path(name).is_file():
-        made = []
+        made: list[Tokenizer] = []
         for part, texts in zip(names, (sources, targets), strict=True):
             chosen = vocab_size if part == "bpe" or "bpe" not in names else None
             made.append((yield from learn(part, texts, False, chosen)))
-        return PairTokenizer(*made)
+        return PairTokenizer(made[0], made[1])
     tokenizer = yield from learn(name, [*sources, *targets], True, vocab_size)
     if tokenizer.end_of_text is None:
         raise InputError(
