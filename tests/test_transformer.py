@@ -10,6 +10,7 @@ from torch import nn
 from transformers import MarianConfig, MarianMTModel
 
 from scratchlm.data.batches import IGNORED
+from scratchlm.inspect.modules import flops_per_token
 from scratchlm.layers import CausalSelfAttention, LayerNorm
 from scratchlm.model import Source, record
 from scratchlm.models.transformer import KeysValues, SourceAttention, Transformer, TransformerConfig, sinusoids
@@ -493,6 +494,18 @@ def test_presets_have_the_papers_numbers_of_parameters(preset, layers, with_embe
     assert count == config.parameters
     assert count - model.embedding.weight.numel() == layers
     assert count == pytest.approx(with_embedding, rel=1e-3)
+
+
+def test_products_of_the_source_are_counted_too():
+    d, f, length = CONFIG.dim, CONFIG.hidden_dim, 16
+    layers = 4 * d * d + 2 * d * f + 8 * d * d + 2 * d * f + 3 * 2 * length * d
+    products = 2 * (CONFIG.depth * layers + CONFIG.vocab_size * d)
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            model = Transformer(CONFIG)
+        assert flops_per_token(model, length) == products
+    short = Transformer(dataclasses.replace(CONFIG, source_context=8))
+    assert flops_per_token(short, length) < products, "of a source as long as it can be"
 
 
 @pytest.mark.parametrize("changed", [{"norm": "pre"}, {"bias": False}, {"norm": "pre", "bias": False}, {}])
