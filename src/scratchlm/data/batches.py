@@ -91,6 +91,10 @@ class TrainingWindows:
         """How often the text has been read after so many steps."""
         return steps * self._batch_size / self.count
 
+    def tokens(self, steps: int) -> int:
+        """Tokens that have been read after so many steps."""
+        return steps * self._batch_size * self._window
+
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
         starts = np.empty(self._batch_size, dtype=np.int64)
@@ -124,6 +128,10 @@ class CarriedStreams:
     def epochs(self, steps: int) -> float:
         """How often the text has been read after so many steps."""
         return steps / self.count
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that have been read after so many steps."""
+        return steps * self._batch_size * self._window
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (batch_size, window)."""

@@ -166,6 +166,12 @@ class Pairs:
         chosen.source_lengths, chosen.target_lengths = self.source_lengths[rows], self.target_lengths[rows]
         return chosen
 
+    def ids(self) -> np.ndarray:
+        """The flat ids of these pairs. Shapes: (total_tokens,) int64."""
+        lengths = self.source_lengths + self.target_lengths
+        before = np.cumsum(lengths) - lengths
+        return self._tokens.take(np.repeat(self._starts - before, lengths) + np.arange(lengths.sum()))
+
     def source(self, row: int) -> np.ndarray:
         """The ids of a source, without its end. Shapes: (m,) int64."""
         return self._tokens.windows(self._starts[row : row + 1], int(self.source_lengths[row]) - 1)[0]

@@ -42,6 +42,10 @@ class PairTokenizer(Tokenizer):
     def target(self) -> "PairTokenizer":
         return PairTokenizer(*self._sides, side="target")
 
+    @property
+    def symbolic(self) -> bool:
+        return self._sides[self._side != "source"].symbolic
+
     @classmethod
     def train(cls, texts: Iterable[str], *, documents: bool = False) -> Self:
         raise InputError(f"the tokenizer of pairs is named by those of its two sides, as in --tokenizer {EXAMPLE}")
