@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from scratchlm import tokenizers
 from scratchlm.errors import InputError
-from scratchlm.tokenizers import ByteTokenizer, CharacterTokenizer, IncrementalDecoder
+from scratchlm.tokenizers import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharacterTokenizer,
+    IncrementalDecoder,
+    PairTokenizer,
+    SymbolTokenizer,
+    exhaust,
+    learn_pair,
+)
 
 SPECIAL = "<|endoftext|>"
 LONE = "\ud83d"  # the first half of a surrogate pair
@@ -186,6 +195,7 @@ def changed(tokenizer=CharacterTokenizer("ab"), **changes):  # noqa: B008 - toke
     return json.dumps({name: value for name, value in content.items() if value is not None})
 
 
+PAIR = PairTokenizer(CharacterTokenizer("ab"), SymbolTokenizer(["AH", "B"]))
 NO_FILE = "is no tokenizer file of scratchlm, or it is damaged"
 DAMAGED = {
     "empty": ("", NO_FILE),
@@ -212,6 +222,19 @@ DAMAGED = {
     "special tokens as number": (changed(special_tokens=5), "is damaged"),
     "special token on a character": (changed(special_tokens={SPECIAL: 0}), "is damaged"),
     "unknown special token": (changed(special_tokens={"<|pad|>": 2}), "is damaged"),
+    "no symbols": (changed(SymbolTokenizer("ab"), symbols=None), "is damaged"),
+    "symbols as one string": (changed(SymbolTokenizer("ab"), symbols="ab"), "its symbols are str, not a list"),
+    "a symbol twice": (changed(SymbolTokenizer("ab"), symbols=["a", "a"]), "each one once"),
+    "a symbol with a space": (changed(SymbolTokenizer("ab"), symbols=["a b"]), "has white space, which parts symbols"),
+    "a number for a symbol": (changed(SymbolTokenizer("ab"), symbols=[1]), "is damaged"),
+    "special token on a symbol": (changed(SymbolTokenizer("ab"), special_tokens={SPECIAL: 1}), "its special tokens ar"),
+    "a pair without a target": (changed(PAIR, target=None), "is damaged"),
+    "a pair of the unknown": (
+        changed(PAIR, target={"kind": "char5"}),
+        "its target is an unknown 'char5': did you mean",
+    ),
+    "a pair of a pair": (changed(PAIR, source=json.loads(changed(PAIR))), "a side of a pair cannot be a pair itself"),
+    "a pair of a damaged side": (changed(PAIR, source={"kind": "char", "characters": ""}), "is damaged"),
     "byte with settings": (changed(ByteTokenizer(), size=3), "a byte tokenizer has no settings, this has size"),
 }
 
@@ -270,3 +293,134 @@ def test_train_refuses_what_is_neither_kind_nor_file(name, remedy):
     with pytest.raises(InputError, match=remedy) as caught:
         tokenizers.train(name, ["text"])
     assert f"no tokenizer {name!r}: it is neither a file nor a kind" in str(caught.value)
+
+
+# Symbols
+
+SYMBOLS = st.text(st.characters(exclude_categories=["Cs", "Z"]), min_size=1).filter(lambda text: text.split() == [text])
+# symbols that were learned, and some of them with white space of any kind between
+PHRASES = st.lists(SYMBOLS | st.just(SPECIAL), min_size=1).flatmap(
+    lambda learnt: st.tuples(
+        st.just(learnt),
+        st.lists(st.tuples(st.sampled_from(learnt), st.sampled_from([" ", "\n", "\t ", "\u2003", "\x85"]))),
+    )
+)
+
+
+@given(PHRASES, st.booleans())
+def test_symbols_are_numbered_in_order_and_read_back(tmp_path_factory, phrases, documents):
+    learnt, said = phrases
+    tokenizer = SymbolTokenizer.train([" ".join(learnt[:2]), "\n".join(learnt[2:])], documents=documents)
+    order, text = sorted(set(learnt)), "".join(symbol + space for symbol, space in said)
+    ids = tokenizer.encode(text)
+    assert tokenizer.symbols == order
+    assert (tokenizer.vocab_size, tokenizer.end_of_text) == (len(order) + documents, len(order) if documents else None)
+    assert ids == [order.index(symbol) for symbol, _ in said]
+    assert tokenizer.decode(ids) == " ".join(text.split())
+    assert tokenizer.encode(tokenizer.decode(ids)) == ids
+    spaced = "".join(f"{symbol} " for symbol, _ in said).encode()
+    assert tokenizer.decode_bytes(ids) == spaced
+    assert tokenizer.token_lengths()[ids].sum() == len(spaced)
+    path = tmp_path_factory.mktemp("symbols") / "tokenizer.json"
+    tokenizer.save(path)
+    loaded = tokenizers.load(path)
+    assert type(loaded) is SymbolTokenizer
+    assert (loaded.to_json(), loaded.encode(text), loaded.start) == (tokenizer.to_json(), ids, tokenizer.start)
+
+
+def test_an_unknown_symbol_is_named_with_its_position():
+    tokenizer = SymbolTokenizer.train(["AH B", "C"])
+    with pytest.raises(InputError, match=r"the symbol 'A' at position 5 was not in the training text.*leave it out"):
+        tokenizer.encode("AH  \nA AH XX")
+    assert tokenizer.encode(" \n") == []
+    assert tokenizer.encode_array("").dtype == np.uint32
+
+
+@pytest.mark.parametrize("texts", [[], [" \n"]])
+def test_no_symbols_are_refused(texts):
+    with pytest.raises(InputError, match="the text is empty: there is no symbol to learn from"):
+        SymbolTokenizer.train(texts)
+    with pytest.raises(InputError, match=r"'\\ud83d' at position 0 is half a surrogate pair"):
+        SymbolTokenizer([LONE])
+
+
+# Pairs
+
+
+def test_one_tokenizer_is_that_of_both_sides():
+    for tokenizer in (ByteTokenizer(), CharacterTokenizer("ab"), SymbolTokenizer("ab"), BPETokenizer([])):
+        assert tokenizer.source is tokenizer.target is tokenizer
+
+
+def test_the_sides_of_a_pair_share_one_id_space(tmp_path):
+    PAIR.save(tmp_path / "pair.json")
+    for pair in (PAIR, tokenizers.load(tmp_path / "pair.json")):
+        assert (pair.vocab_size, pair.end_of_text, pair.start) == (5, 4, 4)
+        assert [pair.token_bytes(token) for token in range(5)] == [b"a", b"b", b"AH ", b"B ", b""]
+        assert pair.token_lengths().tolist() == [1, 1, 3, 2, 0]
+        assert (pair.source.encode("ba"), pair.target.encode(" B AH\n")) == ([1, 0], [3, 2])
+        assert pair.source.encode_array("a").dtype == pair.target.encode_array("B").dtype == np.uint32
+        for view in (pair, pair.source, pair.target, pair.source.target):
+            assert view.decode([1, 0]) == "ba"
+            assert view.decode(np.array([3, 2])) == "B AH"
+            assert view.decode([1, 0, 4, 3, 2, 4]) == "baB AH"
+            assert (view.vocab_size, view.end_of_text, view.sha256) == (5, 4, PAIR.sha256)
+            for bad in (-1, 5):
+                with pytest.raises(InputError, match=f"no token has the id {bad}; this tokenizer has 0 to 4"):
+                    view.decode([bad])
+        with pytest.raises(InputError, match=r"two sides; encode with its \.source or its \.target"):
+            pair.encode("ab")
+        with pytest.raises(InputError, match="the character 'c' at position 1"):
+            pair.source.encode("ac")
+        with pytest.raises(InputError, match="the symbol 'b' at position 0"):
+            pair.target.encode("b")
+
+
+@given(LEARNT, PHRASES)
+def test_pairs_learn_each_side_by_itself(sources, targets):
+    (seen, text), (symbols, _) = sources, targets
+    pair = exhaust(learn_pair("char+symbols", [seen], symbols))
+    assert isinstance(pair, PairTokenizer)
+    assert pair.vocab_size == len(set(seen)) + len(set(symbols)) + 1
+    assert pair.source.decode(pair.source.encode(text)) == text
+    assert max(pair.source.encode(seen)) < min(pair.target.encode(" ".join(symbols)))
+    assert pair.end_of_text not in pair.target.encode(" ".join(symbols))
+
+
+def test_a_pair_may_be_of_any_kinds_and_files(tmp_path):
+    CharacterTokenizer("xyz").save(tmp_path / "mine.json")
+    pair = exhaust(learn_pair(f"{tmp_path / 'mine.json'}+bpe", ["ignored"], ["to be or not to be"] * 9, 260))
+    assert (pair.vocab_size, pair.source.encode("zx")) == (3 + 260 + 1, [2, 0])
+    assert pair.target.decode(pair.target.encode("not two")) == "not two"
+    both = exhaust(learn_pair("byte+byte", ["a"], ["b"]))
+    assert (both.source.encode("é"), both.target.encode("é")) == ([195, 169], [257 + 195, 257 + 169])
+
+
+def test_another_name_means_one_tokenizer_for_both_sides(tmp_path):
+    both = exhaust(learn_pair("char", ["ab"], ["bc"]))
+    assert (type(both), both.characters, both.end_of_text) == (CharacterTokenizer, "abc", 3)
+    shared = exhaust(learn_pair("bpe", ["to be or not"] * 9, ["sein oder nicht"] * 9, 270))
+    assert shared.source is shared.target is shared
+    assert (shared.vocab_size, shared.end_of_text) == (271, 270)
+    path = tmp_path / "a+b"
+    CharacterTokenizer("xyz", end_of_text=True).save(path)
+    assert exhaust(learn_pair(str(path), [], [])).encode("z") == [2]
+    CharacterTokenizer("xyz").save(path)
+    with pytest.raises(InputError, match="has no end-of-text token, which parts a source from its target"):
+        exhaust(learn_pair(str(path), [], []))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("char+symbol", None, "no tokenizer 'symbol': it is neither a file nor a kind; did you mean 'symbols'"),
+        ("char+", None, "no tokenizer ''"),
+        ("char+symbols+bpe", None, "no tokenizer 'char\\+symbols\\+bpe'"),
+        ("pair", None, "named by those of its two sides, as in --tokenizer char\\+symbols"),
+        ("pair+char", None, "named by those of its two sides"),
+        ("char+symbols", 300, "that of a char tokenizer is not for choosing"),
+    ],
+)
+def test_a_name_that_means_no_pair_is_refused(name, size, message):
+    with pytest.raises(InputError, match=message):
+        exhaust(learn_pair(name, ["a"], ["b"], size))

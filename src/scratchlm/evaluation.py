@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scratchlm.data.batches import IGNORED, Batch, evaluation_batches
-from scratchlm.data.pairs import Pairs, evaluation_pairs
+from scratchlm.data.pair_batches import Pairs, evaluation_pairs
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.model import LanguageModel

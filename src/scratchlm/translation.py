@@ -13,7 +13,7 @@ import sacrebleu
 import torch
 from rapidfuzz.distance import Levenshtein
 
-from scratchlm.data.pairs import Pairs
+from scratchlm.data.pair_batches import Pairs
 from scratchlm.errors import InputError
 from scratchlm.generation import Hypothesis, beam_search
 from scratchlm.model import LanguageModel, Source

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from scratchlm import tokenizers
 from scratchlm.config import RunConfig, make_config, settings_of
-from scratchlm.data.pairs import Pairs
+from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, read_shards
 from scratchlm.errors import InputError
 from scratchlm.files import file_sha256, read_json, replace_file, sync, write_json

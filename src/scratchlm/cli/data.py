@@ -1,5 +1,6 @@
 """scratchlm data: corpora by name."""
 
+from collections import Counter
 from typing import Annotated
 
 from cyclopts import App, Parameter
@@ -39,7 +40,11 @@ def show(name: str, /, *, characters: Int = 500) -> int:
     print(f"sha256   {chosen.sha256}")
     if corpora.available(name):
         text = corpora.get(name)
-        print(f"size     {len(text):,} characters, {len(set(text))} distinct\n\n{text[:characters]}")
+        print(f"size     {len(text):,} characters, {len(set(text))} distinct")
+        if chosen.pairs:
+            splits = Counter(line.partition("\t")[0] for line in text.removesuffix("\n").split("\n"))
+            print("pairs    " + ", ".join(f"{count:,} {split}" for split, count in splits.items()))
+        print(f"\n{text[:characters]}")
     else:
         print(f"\nnot on this machine yet: scratchlm data get {name}")
     return 0

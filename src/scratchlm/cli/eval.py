@@ -11,7 +11,7 @@ from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint
 from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.cli.sample import introduce
-from scratchlm.data.pairs import Pairs
+from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, encode_documents
 from scratchlm.errors import InputError
 from scratchlm.evaluation import carried_loss, evaluate

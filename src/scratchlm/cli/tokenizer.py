@@ -1,5 +1,6 @@
 """scratchlm tokenizer: train one, use it, look into it, and carry it from and to other libraries."""
 
+import itertools
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from scratchlm import tokenizers
 from scratchlm.cli import learning
 from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.data import corpora
+from scratchlm.data.pairs import is_pairs, read_pairs
 from scratchlm.data.text import Errors, read_documents, stream_text
 from scratchlm.errors import InputError
 from scratchlm.interop.vocabularies import PUBLISHED, export_vocabulary, import_vocabulary, named_vocabulary
@@ -53,7 +55,7 @@ def train(
     Parameters
     ----------
     files
-        Texts: files, folders, JSON lines, corpora by name.
+        Texts: files, folders, JSON lines, corpora by name; of pairs both sides.
     vocab_size
         Tokens: bytes, characters and merges. Special tokens come on top.
     pattern
@@ -301,7 +303,10 @@ def _texts(names: Iterable[str], errors: Errors) -> Iterable[Any]:
     """The documents that the names mean, large files in parts."""
     for name in names:
         path = Path(name)
-        if name not in ("", "-") and not path.exists() and not any(mark in name for mark in "./\\"):
+        if is_pairs(name):
+            learned = (pair for pair in read_pairs(name, errors=errors)[0] if pair.split in (None, "train"))
+            yield from itertools.chain.from_iterable((pair.source, pair.target) for pair in learned)
+        elif name not in ("", "-") and not path.exists() and not any(mark in name for mark in "./\\"):
             yield corpora.get(name)
         elif path.is_file() and path.suffix != ".jsonl":
             yield stream_text(name, errors)

@@ -61,7 +61,7 @@ class PairTokenizer(Tokenizer):
     def _part(self, token: int) -> int:
         """0 for a token of the source, 1 for one of the target, 2 for the end of a text."""
         self.check_id(token)
-        return (token >= self._sides[0].vocab_size) + (token == self.end_of_text)
+        return int(token >= self._sides[0].vocab_size) + int(token == self.end_of_text)
 
     def token_bytes(self, token: int) -> bytes:
         part = self._part(token)

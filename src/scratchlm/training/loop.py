@@ -26,7 +26,7 @@ from scratchlm.checkpoint import (
 )
 from scratchlm.config import RunConfig
 from scratchlm.errors import InputError
-from scratchlm.data.pairs import Pairs
+from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens
 from scratchlm.evaluation import Score, carried_loss, evaluate
 from scratchlm.generation import Sampling, stream

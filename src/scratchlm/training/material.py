@@ -11,7 +11,8 @@ from scratchlm import tokenizers
 from scratchlm.config import RunConfig
 from scratchlm.data import corpora
 from scratchlm.data.batches import CarriedStreams, TrainingWindows
-from scratchlm.data.pairs import Pair, Pairs, TrainingPairs, encode_pairs, fitting, is_pairs, read_pairs, split_pairs
+from scratchlm.data.pair_batches import Pairs, TrainingPairs, fitting
+from scratchlm.data.pairs import Pair, encode_pairs, is_pairs, read_pairs, split_pairs
 from scratchlm.data.shards import SPLITS, Tokens, dtype_for, encode_documents, split_documents
 from scratchlm.data.text import Errors, read_documents
 from scratchlm.errors import InputError

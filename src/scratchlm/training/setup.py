@@ -15,7 +15,7 @@ import torch
 from scratchlm import runtime, tokenizers
 from scratchlm.checkpoint import RunFolder, build_model, meta_model
 from scratchlm.config import RunConfig, make_config
-from scratchlm.data.pairs import Pairs
+from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, write_shards
 from scratchlm.errors import InputError
 from scratchlm.files import write_json
