@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scratchlm import generation
+from scratchlm.model import Source
 
 ROWS, LENGTH = 3, 12
 FEW = settings(max_examples=12)
@@ -26,14 +27,34 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
+def source_for(model, tokens):
+    """What each row reads, for a model that reads a source: its first token decides, so it moves with the row.
+
+    The sources of a batch have several lengths, and a batch is as wide as its longest one.
+    """
+    if not model.takes_source:
+        return None
+    first = tokens[:, :1]
+    lengths = 1 + first[:, 0] % model.source_context
+    ids = (5 * first + 7 * torch.arange(int(lengths.max())) + 2) % model.config.vocab_size
+    return Source(ids, lengths)
+
+
+def begin(model, tokens, capacity=None):
+    """The memory of nothing, or of the rows' sources, for these tokens."""
+    return model.initial_state(len(tokens), capacity=capacity, source=source_for(model, tokens))
+
+
 def whole(model, tokens):
+    if model.takes_source:
+        return model(tokens, begin(model, tokens))[0]
     features, state = model(tokens)
     assert state is None, "no state in, none out"
     return features
 
 
 def in_chunks(model, tokens, cuts, capacity):
-    state = model.initial_state(len(tokens), capacity=capacity)
+    state = begin(model, tokens, capacity)
     assert state.length == 0
     parts = []
     for start, end in zip([0, *cuts], [*cuts, tokens.shape[1]], strict=True):
@@ -72,7 +93,7 @@ def stream(make):
 
 
 def fork(make):
-    """`select` equals rerunning the selected rows."""
+    """`select` equals rerunning the selected rows, also of rows that were selected."""
     model = make()
     tokens, rows = tokens_for(model), torch.tensor([2, 0, 0])
     for capacity in (None, LENGTH):
@@ -81,6 +102,8 @@ def fork(make):
         close(features, whole(model, tokens[rows])[:, 6:])
         one, _ = model(tokens[1:2, 6:], state.select(torch.tensor([1])))
         close(one, whole(model, tokens[1:2])[:, 6:])
+        again, _ = model(tokens[[0, 2], 6:], state.select(rows).select(torch.tensor([2, 0])))
+        close(again, whole(model, tokens[[0, 2]])[:, 6:])
 
 
 def rollback(make):
@@ -142,7 +165,7 @@ def gradients(make):
     for name, parameter in model.named_parameters():
         close(parameter.grad, expected[name])
     model.zero_grad()
-    state = model.initial_state(len(tokens))
+    state = begin(model, tokens)
     for chunk in tokens.split(4, 1):
         features, state = model(chunk, state.detach())
         _loss(model, features, chunk).backward()
@@ -153,13 +176,15 @@ def ragged(make):
     """Batched generation from prompts of several lengths equals one by one, greedy and sampled."""
     model = make()
     prompts = [[1, 2, 3, 4, 5], [6], [7, 8, 9], [10, 11]]
-    together = generation.generate(model, prompts, 6, temperature=0)
+    sources = source_for(model, torch.tensor([prompt[:1] for prompt in prompts]))
+    together = generation.generate(model, prompts, 6, temperature=0, source=sources)
     for row, prompt in enumerate(prompts):
-        assert generation.generate(model, [prompt], 6, temperature=0)[0] == together[row]
+        source = source_for(model, torch.tensor([prompt]))
+        assert generation.generate(model, [prompt], 6, temperature=0, source=source)[0] == together[row]
         tokens = torch.tensor([together[row]])
         best = model.readout(whole(model, tokens))[0, len(prompt) - 1 : -1].argmax(-1)
         assert best.tolist() == together[row][len(prompt) :], "greedy decoding must follow the training path"
-    sampled = generation.generate(model, prompts, 6, seed=3)
+    sampled = generation.generate(model, prompts, 6, seed=3, source=sources)
     for row, prompt in enumerate(prompts):
         drawn = []
         for _ in range(6):  # the same draws, from the training path

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from contract import CHECKS
+from contract import CHECKS, begin
 from scratchlm.models import MODELS
 from toy import Toy
 
@@ -51,7 +51,7 @@ def test_sized_is_within_two_percent(name, parameters):
 def test_state_of_another_batch_is_refused(name):
     model = MODELS[name](MODELS[name].Config.tiny())
     with pytest.raises(ValueError, match="2 rows, the tokens 3"):
-        model(torch.zeros(3, 4, dtype=torch.int64), model.initial_state(2))
+        model(torch.zeros(3, 4, dtype=torch.int64), begin(model, torch.zeros(2, 4, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("other", list(MODELS))
@@ -62,24 +62,26 @@ def test_state_of_another_model_is_refused(name, other):
         if not hasattr(config, "depth"):
             return
         config = dataclasses.replace(config, depth=config.depth + 1)
-    state = MODELS[other](config).initial_state(3)
+    tokens = torch.zeros(3, 4, dtype=torch.int64)
+    state = begin(MODELS[other](config), tokens)
     with pytest.raises(ValueError, match=r"start (one )?with initial_state\(\)"):
-        model(torch.zeros(3, 4, dtype=torch.int64), state)
+        model(tokens, state)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if hasattr(MODELS[name].Config, "dim")])
 def test_state_of_another_width_is_refused(name):
     config = MODELS[name].Config.tiny()
     wider = {field: 2 * getattr(config, field) for field in ("dim", "hidden_dim") if getattr(config, field, None)}
-    state = MODELS[name](dataclasses.replace(config, **wider)).initial_state(3)
+    tokens = torch.zeros(3, 4, dtype=torch.int64)
+    state = begin(MODELS[name](dataclasses.replace(config, **wider)), tokens)
     with pytest.raises(ValueError, match=r"start one with initial_state\(\)"):
-        MODELS[name](config)(torch.zeros(3, 4, dtype=torch.int64), state)
+        MODELS[name](config)(tokens, state)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if MODELS[name](MODELS[name].Config.tiny()).context])
 def test_overflow_of_the_context_is_refused(name):
     model = MODELS[name](MODELS[name].Config.tiny())
-    state = model.initial_state(1)
-    _, state = model(torch.zeros(1, model.context, dtype=torch.int64), state)
+    tokens = torch.zeros(1, model.context, dtype=torch.int64)
+    _, state = model(tokens, begin(model, tokens))
     with pytest.raises(ValueError, match=f"context is {model.context} tokens, {model.context + 1} are needed"):
         model(torch.zeros(1, 1, dtype=torch.int64), state)

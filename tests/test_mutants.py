@@ -17,6 +17,7 @@ from scratchlm.models.gpt import GPT, Block, GPTState
 from scratchlm.models.gru import GRU
 from scratchlm.models.lstm import LSTM, LongShortTermMemory
 from scratchlm.models.rnn import RNN, Elman
+from scratchlm.models.transformer import SourceAttention, Transformer, TransformerState
 from toy import Toy, ToyState
 
 MUTANTS = {}
@@ -433,6 +434,107 @@ def buffer_shifted_in_place(cnn, monkeypatch):
         return y, after if memory is None else memory.copy_(after)
 
     convolve_with(monkeypatch, in_place)
+
+
+@mutant(Transformer, "stream")
+def cached_step_at_position_zero(transformer, monkeypatch):
+    """ScratchLMs, Transformer: the position of a cached step is always 0."""
+    original = transformer.embed
+    transformer.embed = lambda tokens, at=0: original(tokens)
+
+
+@mutant(Transformer, "causal")
+def decoder_sees_its_future(transformer, monkeypatch):
+    """The encoder's attention copied into the decoder: trained by teacher forcing it is perfect, and cannot write."""
+    no_mask(transformer, monkeypatch)
+
+
+def attend_with(monkeypatch, change):
+    """Let `change` have its hand in what each attention over a source reads: (keys and values, blocked, layer)."""
+    original = SourceAttention.forward
+
+    def forward(self, x, source, blocked):
+        return original(self, x, *change(source, blocked, self))
+
+    monkeypatch.setattr(SourceAttention, "forward", forward)
+
+
+@mutant(Transformer, "rows")
+def padding_is_read(transformer, monkeypatch):
+    """ScratchLMs, Transformer: neither the encoder nor cross-attention has a mask for the padding of a source."""
+    attend_with(monkeypatch, lambda source, blocked, layer: (source, torch.zeros_like(blocked)))
+
+
+@mutant(Transformer, "rows")
+def encoder_reads_its_padding(transformer, monkeypatch):
+    """Tutorials that mask cross-attention alone: padding leaks into the words that the decoder looks at."""
+    encoder = {block.attention for block in transformer.encoder}
+    attend_with(
+        monkeypatch,
+        lambda source, blocked, layer: (source, torch.zeros_like(blocked) if layer in encoder else blocked),
+    )
+
+
+@mutant(Transformer, "rows")
+def cross_attention_reads_padding(transformer, monkeypatch):
+    """nn.Transformer called without memory_key_padding_mask: the encoder is right, the decoder looks at padding."""
+    encoder = {block.attention for block in transformer.encoder}
+    attend_with(
+        monkeypatch,
+        lambda source, blocked, layer: (source, blocked if layer in encoder else torch.zeros_like(blocked)),
+    )
+
+
+@mutant(Transformer, "rows")
+def mask_in_the_other_sense(transformer, monkeypatch):
+    """A mask of nn.MultiheadAttention, true where blocked, given to F.scaled_dot_product_attention as it is."""
+    attend_with(monkeypatch, lambda source, blocked, layer: (source, ~blocked))
+
+
+@mutant(Transformer, "fork")
+def source_stays_when_rows_move(transformer, monkeypatch):
+    """A beam search that reorders the decoder's cache alone, over several sentences: rows read another's source."""
+    original = TransformerState.select
+
+    def select(self, rows):
+        moved = original(self, rows)
+        return dataclasses.replace(moved, source_rows=torch.arange(len(rows)))
+
+    monkeypatch.setattr(TransformerState, "select", select)
+
+
+@mutant(Transformer, "fork")
+def second_selection_counts_from_the_sources(transformer, monkeypatch):
+    """Rows of the batch taken for rows of the sources: right for the first reordering of beams, wrong from then on."""
+    original = TransformerState.select
+    monkeypatch.setattr(
+        TransformerState, "select", lambda self, rows: dataclasses.replace(original(self, rows), source_rows=rows)
+    )
+
+
+@mutant(Transformer, "stream")
+def source_handed_to_the_first_step_alone(transformer, monkeypatch):
+    """A cached generation loop whose later steps pass the newest token and no source."""
+    original = type(transformer).forward
+
+    def forward(self, tokens, state=None):
+        features, after = original(self, tokens, state)
+        return features, dataclasses.replace(after, blocked=torch.ones_like(after.blocked))
+
+    forward_with(transformer, forward)
+
+
+@mutant(Transformer, "gradients")
+def encoder_without_gradient(transformer, monkeypatch):
+    """initial_state under no_grad, as generation wants it: the encoder never learns."""
+    original = transformer.initial_state
+    transformer.initial_state = torch.no_grad()(original)
+
+
+@mutant(Transformer, "gradients")
+def last_encoder_block_is_skipped(transformer, monkeypatch):
+    """ScratchLMs, Transformer: the decoder looks at what the last encoder block read, not at what it made."""
+    transformer.encoder[-1].forward = lambda x, blocked: x
 
 
 def breaks(name, check, monkeypatch):

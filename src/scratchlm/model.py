@@ -82,8 +82,9 @@ class KV:
         Raises ValueError where the chunk does not fit the capacity, or where this memory is stale.
         """
         if self.log is None:
-            grown = KV(torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2))
-            return grown.keys, grown.values, grown
+            if at:  # the first chunk, which is all of it in training, is not copied
+                keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+            return keys, values, KV(keys, values)
         end, capacity = at + keys.shape[2], self.keys.shape[2]
         if end > capacity:
             raise ValueError(f"the state holds {capacity} tokens, {end} are needed; ask for capacity={end} or more")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scratchlm.model import LanguageModel, record
+from scratchlm.model import LanguageModel, Source, record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,19 @@ def module_rows(model: LanguageModel) -> Iterator[ModuleRow]:
 def flops_per_token(model: LanguageModel, window: int) -> float:
     """Floating-point operations of the forward pass for each token of a window; training takes three times as many.
 
+    A model that reads a source reads one as long as the window, if it can, and what that costs is counted too.
+
     Counts the matrix products that run, a multiplication and an addition as two, attention over the whole square.
     """
     device = next(model.parameters()).device
     tokens = torch.zeros(1, window, dtype=torch.int64, device=device)
+    read = tokens[:, : model.source_context]
+    source = Source(read, torch.tensor([read.shape[1]], device=device))
     training = model.training
     model.eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), record(model), counter:  # the written-out paths: a fused kernel hides its products
-        features, _ = model(tokens)
+        features, _ = model(tokens, model.initial_state(1, source=source) if model.takes_source else None)
         model.readout(features)
     model.train(training)
     return counter.get_total_flops() / window

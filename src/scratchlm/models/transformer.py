@@ -92,24 +92,23 @@ class TransformerConfig:
 
     @classmethod
     def sized(cls, parameters: int, vocab_size: int, context: int = 256) -> "TransformerConfig":
-        """The shape nearest to the base model's dim / depth among those within 2 % of `parameters`.
+        """The shape with hidden_dim nearest to 4 * dim among those within 2 % of `parameters`, dim / depth as in base.
 
-        Both contexts are `context`, heads are 16 to 64 wide, hidden_dim is 4 * dim.
+        Both contexts are `context`, heads are 16 to 64 wide.
         Raises ValueError, naming the nearest count, where there is none.
         """
-        given = {"vocab_size": vocab_size, "context": context, "source_context": context}
-        shapes = [
-            cls(**given, dim=dim, depth=depth, heads=dim // width, hidden_dim=4 * dim)
-            for dim in range(16, 4097, 4)
-            for width in sorted((w for w in range(16, 65) if dim % w == 0), key=lambda w: abs(w - 32))[:1]
-            for depth in range(max(1, dim // 512), min(64, dim // 8) + 1)
-        ]
+        shapes: list[TransformerConfig] = []
+        for dim in range(16, 4097, 16):
+            shape = {"dim": dim, "depth": max(1, round(dim * 6 / 512)), "heads": dim // math.gcd(dim, 64)}
+            least = cls(vocab_size=vocab_size, context=context, source_context=context, hidden_dim=1, **shape)
+            missing = (parameters - least.parameters) / (least.depth * 2 * (2 * dim + 1))
+            shapes.append(replace(least, hidden_dim=max(1, 1 + round(missing))))
         fitting = [shape for shape in shapes if abs(shape.parameters - parameters) <= 0.02 * parameters]
         if not fitting:
             nearest = min(shapes, key=lambda shape: abs(shape.parameters - parameters))
             wanted = f"no Transformer with vocabulary {vocab_size} has {parameters:,} parameters within 2 %"
             raise ValueError(f"{wanted}; the nearest has {nearest.parameters:,}")
-        return min(fitting, key=lambda shape: abs(math.log(shape.dim / shape.depth / (512 / 6))))
+        return min(fitting, key=lambda shape: abs(math.log(shape.hidden_dim / shape.dim / 4)))
 
     @property
     def parameters(self) -> int:
@@ -139,7 +138,7 @@ def source_weights(query: Tensor, keys: Tensor, blocked: Tensor) -> Tensor:
     """
     scores = query @ keys.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     blocked = blocked[:, None, None]
-    # the lowest number and not -inf: a row of nothing else would be NaN, and so would its gradient
+    # the lowest number and not -inf, since a row of nothing else would be NaN on its way
     weights = scores.masked_fill(blocked, torch.finfo(scores.dtype).min).softmax(-1)
     return weights.masked_fill(blocked, 0.0)
 
