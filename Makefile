@@ -33,6 +33,7 @@ check: setup
 bench: setup
 	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt_step.py $(NANOGPT))
 	$(BIN)/python benchmarks/cached_generation.py
+	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/bpe.py
 	$(BIN)/python benchmarks/recurrence.py

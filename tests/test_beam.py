@@ -236,12 +236,29 @@ def test_of_equal_hypotheses_those_of_the_first_parent_and_the_lowest_ids_are_ke
 def test_of_equal_logits_the_lowest_id_is_first(dtype):
     logits = torch.randint(-3, 4, (20, 31)).to(dtype)
     before = logits.clone()
-    values, tokens = generation._most_probable(logits, 9)
+    values, ids = generation._largest(logits, 9)
     expected = logits.sort(dim=-1, descending=True, stable=True)
-    assert tokens == expected.indices[:, :9].tolist()
-    wide = logits.double().log_softmax(-1).gather(-1, expected.indices[:, :9])
-    torch.testing.assert_close(torch.tensor(values, dtype=torch.float64), wide, rtol=1e-5, atol=1e-5)
+    assert torch.equal(values, expected.values[:, :9])
+    assert torch.equal(ids, expected.indices[:, :9])
     assert torch.equal(logits, before), "what comes in stays as it is"
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_logits_that_say_nothing_are_refused(bad):
+    toy = made("toy", 6)
+    with torch.no_grad():
+        toy.head.bias.fill_(bad)
+    with pytest.raises(ValueError, match="nothing possible"):
+        beam_search(toy, [[1]], 2, end=0)
+
+
+def test_half_precision_is_scored_in_single():
+    toy = made("toy", 60).to(torch.bfloat16)
+    (found,) = beam_search(toy, [[1]], 5, end=0)
+    with torch.no_grad():
+        logits = toy.readout(toy(torch.tensor([[1, *found[0].tokens]]))[0])[0].float()
+    expected = sum(row[token].item() for row, token in zip(logits.log_softmax(-1), [*found[0].tokens, 0], strict=True))
+    assert found[0].log_probability == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_impossible_token_is_in_no_hypothesis():

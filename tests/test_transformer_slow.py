@@ -12,7 +12,7 @@ from scratchlm.data.batches import IGNORED
 from scratchlm.model import Source
 from scratchlm.models.transformer import Transformer, TransformerConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 END, SYMBOLS, LONGEST = 0, 10, 10  # ids: 0 ends a source, starts a target and ends it; 1 to 10 are symbols
 SHAPE = {"dim": 64, "depth": 2, "heads": 4, "hidden_dim": 128, "norm": "pre", "dropout": 0.0, "embedding_dropout": 0.0}
@@ -87,7 +87,6 @@ def test_it_learns_to(name):
     task = TASKS[name]
     model = train(small(), drawer(task, 1), 1000)
     right = written_right(model, held_out(task))
-    print(f"{name}: {right:.4f}")
     assert right >= 0.98
 
 
@@ -96,7 +95,6 @@ def test_it_cannot_reverse_without_positions():
     model.positions.zero_()
     train(model, drawer(TASKS["reverse"], 1), 1000)
     right = written_right(model, held_out(TASKS["reverse"]))
-    print(f"reverse without positions: {right:.4f}")
     assert right < 0.3
 
 
@@ -106,7 +104,6 @@ def test_it_cannot_copy_without_looking_at_the_source():
         block.cross_attention.forward = lambda x, source, blocked: torch.zeros_like(x)
     train(model, drawer(TASKS["copy"], 1), 400)
     right = written_right(model, held_out(TASKS["copy"]))
-    print(f"copy without cross-attention: {right:.4f}")
     assert right < 0.05
 
 
@@ -119,7 +116,6 @@ def test_who_saw_the_future_in_training_cannot_write(monkeypatch):
         logits, targets = teacher_forced(model, pairs)
         forced = (logits.argmax(-1) == targets)[targets != IGNORED].float().mean().item()
     right = written_right(model, pairs)
-    print(f"without causal mask: {forced:.4f} of tokens teacher-forced, {right:.4f} of rows written")
     assert forced > 0.98
     assert right < 0.3
 
@@ -159,13 +155,12 @@ def test_it_learns_to_normalise_dates_that_it_has_never_seen():
     days = [datetime.date(1970, 1, 1) + datetime.timedelta(day) for day in range(60 * 365)]  # two digits name a year
     chance = random.Random(1)
     chance.shuffle(days)
-    unseen, seen = days[:256], days[256:]
+    unseen, seen = days[:512], days[512:]
 
     def pair(date, chance):
         source = chance.choice(spellings(date))
         return [[1 + LETTERS.index(letter) for letter in text] for text in (source, date.isoformat())]
 
-    model = train(small(len(LETTERS) + 1), lambda: pair(chance.choice(seen), chance), 1500, lr=2e-3)
+    model = train(small(len(LETTERS) + 1), lambda: pair(chance.choice(seen), chance), 1500, lr=3e-3)
     right = written_right(model, [pair(date, random.Random(date.toordinal())) for date in unseen])
-    print(f"dates: {right:.4f}")
     assert right >= 0.99

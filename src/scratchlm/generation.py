@@ -223,21 +223,19 @@ class Hypothesis:
     score: float
 
 
-def _most_probable(logits: Tensor, count: int) -> tuple[list[list[float]], list[list[int]]]:
-    """Log-probabilities and ids of each row's `count` best tokens, of equals the lowest id first.
+def _largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row and their ids, of equals the lowest id first. Shapes: (B, V) -> (B, count) each.
 
-    `topk` does not say which of equal values it takes, and a GPU's order may change. `argmax` takes the first; four of
-    them cost a third of `topk` with its ties put right, a twentieth of a stable sort (64 x 37,000, CPU, November 2026).
+    `topk` does not say which of equal values it takes, and on a GPU that may change; `argmax` takes the first. Four of
+    them cost a third of a `topk` with its ties put right and a twentieth of a stable sort (64 x 37,000, one core of a
+    CPU, November 2026).
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-    total = logits.logsumexp(-1, keepdim=True)
-    values, tokens = [], []
+    logits, values, ids = logits.clone(), [], []
     for _ in range(count):
-        best = logits.argmax(-1, keepdim=True)  # (B, 1)
-        values.append(logits.gather(-1, best) - total)
-        tokens.append(best)
-        logits.scatter_(-1, best, -math.inf)
-    return torch.cat(values, -1).tolist(), torch.cat(tokens, -1).tolist()
+        ids.append(logits.argmax(-1, keepdim=True))
+        values.append(logits.gather(-1, ids[-1]))
+        logits.scatter_(-1, ids[-1], -math.inf)
+    return torch.cat(values, -1), torch.cat(ids, -1)
 
 
 class _Beam:
@@ -304,7 +302,7 @@ def beam_search(
     whatever the penalty, and `beam` hypotheses are found in all. A search ends as soon as no other can be among the
     wanted. Prompts of one length are read as one batch, which the prompts that are done with leave.
     Units: `max_new_tokens` (for all, or for each prompt) in tokens, without the end token, which is then forced.
-    Raises ValueError as `stream` does, and for a beam, alternatives, a penalty or an end token that make no sense.
+    Raises ValueError as `stream` does, and for a beam, alternatives, a penalty or an end token out of range.
     Paper: Wu et al. 2016, section 7; Vaswani et al. 2017, section 6.1 (beam 4, penalty 0.6, source + 50 tokens).
     """
     if beam < 1:
@@ -327,12 +325,11 @@ def beam_search(
     with _decoding(model):
         for length in sorted(set(map(len, prompts))):
             group = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
-            _search(model, [prompts[i] for i in group], [beams[i] for i in group], alternatives, _rows(source, group))
+            sources = source and Source(source.ids[group], source.lengths[group])
+            _search(model, [prompts[i] for i in group], [beams[i] for i in group], alternatives, sources)
+    if not all(one.finished for one in beams):
+        raise ValueError("the model finds nothing possible: its logits are -inf or no numbers; check its weights")
     return [one.finished[:alternatives] for one in beams]
-
-
-def _rows(source: Source | None, rows: list[int]) -> Source | None:
-    return source and Source(source.ids[rows], source.lengths[rows])
 
 
 def _search(
@@ -345,14 +342,17 @@ def _search(
     """Fill the beams of prompts of one length."""
     device = next(model.parameters()).device
     end, count = beams[0].end, min(beams[0].size, model.config.vocab_size)
-    state = model.initial_state(len(prompts), source=source)
+    state = model.initial_state(len(prompts), source=source)  # growing: a fitted one is no faster, as select copies it
     chunk = torch.tensor(prompts, device=device)
     running = list(beams)
     for step in itertools.count():  # each live hypothesis has so many tokens, and a row of the batch
         features, state = model(chunk, state)
         logits = model.readout(features[:, -1])  # (rows, V)
-        ends = (logits[:, end] - logits.logsumexp(-1)).tolist()
-        choices = [list(zip(*both, strict=True)) for both in zip(*_most_probable(logits, count), strict=True)]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        total = logits.logsumexp(-1, keepdim=True)
+        best, ids = _largest(logits, count)  # (rows, count)
+        ends = (logits[:, end] - total[:, 0]).tolist()
+        choices = [list(zip(*row, strict=True)) for row in zip((best - total).tolist(), ids.tolist(), strict=True)]
         parents, row, going_on = [], 0, []
         for one in running:
             rows = range(row, row + len(one.live))

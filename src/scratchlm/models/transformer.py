@@ -138,7 +138,7 @@ def source_weights(query: Tensor, keys: Tensor, blocked: Tensor) -> Tensor:
     """
     scores = query @ keys.transpose(-2, -1) / math.sqrt(query.shape[-1])  # (B, H, T, S)
     blocked = blocked[:, None, None]
-    # the lowest number and not -inf: a row of nothing else would be NaN, and so would its gradient
+    # the lowest number and not -inf, since a row of nothing else would be NaN on its way
     weights = scores.masked_fill(blocked, torch.finfo(scores.dtype).min).softmax(-1)
     return weights.masked_fill(blocked, 0.0)
 
