@@ -28,7 +28,7 @@ ALLOWED = {
     "generation": {"model"},
     "evaluation": {"data", "model", "errors", "generation"},
     "config": {"models", "errors"},
-    "checkpoint": {"config", "data", "errors", "files", "model", "models", "tokenizers"},
+    "checkpoint": {"checkpoint", "config", "data", "errors", "files", "model", "models", "tokenizers"},
     "interop": {"data", "errors", "files", "interop", "tokenizers"},
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},

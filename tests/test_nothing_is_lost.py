@@ -21,8 +21,9 @@ import pytest
 import torch
 
 from runs import SETTINGS, TEXT, metrics_without_clock, same_end
-from scratchlm import checkpoint, files
-from scratchlm.checkpoint import RunFolder
+from scratchlm import files
+from scratchlm.checkpoint import RunFolder, is_finite
+from scratchlm.checkpoint import folder as saving
 from scratchlm.cli import main
 from scratchlm.errors import InputError
 from scratchlm.training import loop
@@ -50,9 +51,9 @@ from scratchlm.cli import main
 raise SystemExit(main(sys.argv[4:]))
 """
 MOMENTS = {  # what a save and an evaluation are made of
-    "weights": ("scratchlm.checkpoint", "save_file"),
-    "disk": ("scratchlm.checkpoint", "sync"),
-    "state": ("scratchlm.checkpoint", "write_json"),
+    "weights": ("scratchlm.checkpoint.folder", "save_file"),
+    "disk": ("scratchlm.checkpoint.folder", "sync"),
+    "state": ("scratchlm.checkpoint.folder", "write_json"),
     "rename": ("pathlib:Path", "rename"),
     "loss": ("scratchlm.evaluation", "loss_sum"),
     "sample": ("scratchlm.training.loop", "stream"),
@@ -248,8 +249,8 @@ def test_hundreds_of_damaged_files_are_recovered_from_or_named(start, healthy, t
 
 # --- a full disk -------------------------------------------------------------------------------------------------
 
-WRITES = [(checkpoint, "save_file"), (checkpoint, "sync"), (Path, "rename"), (files.os, "fsync"),
-          (checkpoint, "replace_file"), (files, "replace_file")]  # fmt: skip
+WRITES = [(saving, "save_file"), (saving, "sync"), (Path, "rename"), (files.os, "fsync"),
+          (saving, "replace_file"), (files, "replace_file")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("place", "name"), WRITES, ids=[name for _, name in WRITES])
@@ -272,7 +273,7 @@ def test_a_full_disk_ends_the_run_with_its_reason_and_loses_nothing(place, name,
         assert code == 2
         assert "No space left on device" in err
         for found in run.checkpoints():
-            found.verify(checkpoint.MODEL, checkpoint.OPTIMIZER)
+            found.verify(saving.MODEL, saving.OPTIMIZER)
         assert call("resume", run.path)[0] == 0
         same_end(run, whole)
 
@@ -291,7 +292,7 @@ if sys.platform != "win32":  # which has no limit on the size of a file
         assert "could not be written" in message.decode()
         assert "Traceback" not in message.decode()
         for found in RunFolder(tmp_path / "run").checkpoints():
-            found.verify(checkpoint.MODEL, checkpoint.OPTIMIZER)
+            found.verify(saving.MODEL, saving.OPTIMIZER)
         assert not list((tmp_path / "run/checkpoints").glob(".*")), "nothing half-written stays"
 
 
@@ -329,7 +330,7 @@ def test_the_lock_of_a_process_that_died_is_nobodys(new_run):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_no_numbers_are_found(value):
     tensor = torch.zeros(3, 5)
-    assert checkpoint.is_finite(tensor)
-    assert checkpoint.is_finite(tensor[:0])
+    assert is_finite(tensor)
+    assert is_finite(tensor[:0])
     tensor[1, 2] = value
-    assert not checkpoint.is_finite(tensor)
+    assert not is_finite(tensor)

@@ -25,7 +25,7 @@ class OptimConfig:
         lr: Highest learning rate.
         min_lr: Rate at the end of the cosine schedule.
         warmup: Steps of linear warm-up.
-        schedule: cosine falls from lr to min_lr; constant stays at lr.
+        schedule: cosine falls from lr to min_lr; noam falls with one over the root of the step; constant stays at lr.
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of squared gradients.
         eps: Added to the root of the mean of squares.
@@ -36,7 +36,7 @@ class OptimConfig:
     lr: float = 1e-3
     min_lr: float = 1e-4
     warmup: int = 100
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "noam", "constant"] = "cosine"
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -59,14 +59,21 @@ class RunConfig:
     Attributes:
         arch: The architecture.
         preset: The preset that filled what nothing else set.
-        data: A corpus by name, a file, a folder, or - for standard input.
+        data: A corpus by name, a file (.tsv holds pairs: source, tab, target), a folder, or - for standard input.
+        source: A file with a source on each line, for models of pairs; its translations are in target.
+        target: A file with the targets of source, line by line.
+        pairs: Whether the data are pairs of source and target; create_run finds out.
         split: Shares of training, validation and test text.
         errors: Bytes that are not UTF-8: strict stops, replace puts U+FFFD there.
-        tokenizer: A kind (char, byte, bpe), a published vocabulary (gpt2, cl100k, o200k) or a tokenizer's file.
+        tokenizer: A kind (char, symbols, byte, bpe), two for the two sides of pairs (char+symbols), a published
+            vocabulary (gpt2, cl100k, o200k) or a tokenizer's file; none: char for text, what the corpus calls for or
+            bpe for pairs.
         vocab_size: Tokens of a bpe tokenizer that the run trains, special ones not counted; none: 1024.
         steps: Optimizer steps.
         horizon: Steps that the schedule is laid out for; none: all of them. Steps beyond it run at its last rate.
         batch_size: Windows in a step.
+        batch_tokens: Tokens of either side in a step where the data are pairs, padding included.
+        label_smoothing: Share of the target that training spreads evenly over the whole vocabulary.
         window: Tokens of a window; none: the model's context, or 256 where it has no limit.
         carry: Read the text in streams and carry the state from window to window (truncated backpropagation).
         accumulate: Parts that a step's batch is computed in, to save memory.
@@ -85,13 +92,18 @@ class RunConfig:
     arch: str
     preset: str | None = None
     data: str = "shakespeare"
+    source: str | None = None
+    target: str | None = None
+    pairs: bool = False
     split: tuple[float, float, float] = (0.9, 0.05, 0.05)
     errors: Literal["strict", "replace"] = "strict"
-    tokenizer: str = "char"
+    tokenizer: str | None = None
     vocab_size: int | None = None
     steps: int = 1000
     horizon: int | None = None
     batch_size: int = 16
+    batch_tokens: int = 2048
+    label_smoothing: float = 0.0
     window: int | None = None
     carry: bool = False
     accumulate: int = 1
@@ -107,7 +119,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "eval_every", "log_every", "keep"):
+        for name in ("steps", "batch_size", "batch_tokens", "accumulate", "eval_every", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.patience is not None and self.patience < 1:
@@ -116,6 +128,11 @@ class RunConfig:
             raise ValueError(f"horizon is {self.horizon}; it must be at least 1, or left out")
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate is {self.accumulate}, but a batch has only {self.batch_size} windows")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
+        if (self.source is None) != (self.target is None):
+            missing = "target" if self.target is None else "source"
+            raise ValueError(f"--{missing} is missing: pairs come as two files, --source FILE and --target FILE")
         limit = getattr(self.model, "context", None)
         if self.window is not None and not 1 <= self.window <= (limit or self.window):
             fits = f" and fit the model's context of {limit}" if limit else ""
@@ -135,10 +152,18 @@ class RunConfig:
         """Tokens of a window of training and validation."""
         return self.window or getattr(self.model, "context", None) or 256
 
+    @property
+    def data_name(self) -> str:
+        """What the data are called."""
+        return self.data if self.source is None else f"{self.source} and {self.target}"
 
-def default_preset(arch: str) -> str | None:
-    """The preset that a run takes when it names none."""
-    return next(iter(MODELS[arch].presets), None)
+
+def default_preset(arch: str, data: str | None = None) -> str | None:
+    """The preset that a run takes when it names none: the data's own, else the first that is for any data."""
+    presets = MODELS[arch].presets
+    if data is None or data in presets:
+        return data or next(iter(presets), None)
+    return next((name for name, settings in presets.items() if "data" not in settings), None)
 
 
 def preset_settings(arch: str, preset: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Exact losses: a whole split, every target counted once."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scratchlm.data.batches import IGNORED, Batch, evaluation_batches
+from scratchlm.data.pairs import Pairs, evaluation_pairs
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.model import LanguageModel
@@ -20,23 +21,30 @@ CARRIED_CHUNK = 1024  # tokens of a continuous pass that are read at once; what 
 LOGITS_IN_MEMORY = 1 << 25  # logits of one batch at most: 128 MiB in float32
 
 
-def loss_and_state(model: LanguageModel, batch: Batch, state: Any) -> tuple[Tensor, Any]:
+def logits_and_state(model: LanguageModel, batch: Batch, state: Any) -> tuple[Tensor, Any]:
+    """Logits of a batch's targets after what `state` remembers, in float32 or wider, and the state after them.
+
+    Without a state the batch begins anew, from its source where it has one. Shapes: (B * T, V).
+    """
+    if state is None and batch.source is not None:
+        state = model.initial_state(len(batch.tokens), source=batch.source)
+    features, state = model(batch.tokens, state)
+    logits = model.readout(features).flatten(0, 1)  # (B * T, V)
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, state
+
+
+def loss_and_state(model: LanguageModel, batch: Batch, state: Any = None) -> tuple[Tensor, Any]:
     """The negative log-likelihood of a batch's targets after what `state` remembers, summed, and the state after it.
 
     Units: nats. The sum is a scalar in float32 or wider, on the model's device.
     """
-    features, state = model(batch.tokens, state)
-    logits = model.readout(features).flatten(0, 1)  # (B * T, V)
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    logits, state = logits_and_state(model, batch, state)
     return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"), state
 
 
 def loss_sum(model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
     """The negative log-likelihood of a batch's targets, summed, and how many they are. Units: nats."""
-    source = batch.source
-    state = None if source is None else model.initial_state(len(batch.tokens), source=source)
-    return loss_and_state(model, batch, state)[0], batch.target_count
+    return loss_and_state(model, batch)[0], batch.target_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,25 +87,35 @@ def _scoring(model: LanguageModel) -> Iterator[None]:
         model.train(training)
 
 
-def evaluate(model: LanguageModel, tokens: Tokens, token_lengths: np.ndarray, window: int) -> Score:
-    """The loss over a whole split, cut in back-to-back windows, no state carried between them.
+def evaluate(model: LanguageModel, data: Tokens | Pairs, token_lengths: np.ndarray, window: int) -> Score:
+    """The loss over a whole split: a text in back-to-back windows, no state carried between them; or each target.
 
     Shapes: token_lengths (V,), bytes of each token. Units: window in tokens. The model's mode is left as it was.
     Raises InputError where the split has no target, or the window does not fit the model.
     """
+    if isinstance(data, Pairs):
+        if not len(data):
+            raise InputError("the split has no pairs to score; give more of them")
+        budget = max(1, min(8192, LOGITS_IN_MEMORY // model.config.vocab_size))
+        return score_batches(model, evaluation_pairs(data, budget, joined=not model.takes_source), token_lengths)
     if window < 1 or (model.context is not None and window > model.context):
         reads = "1 or more" if model.context is None else f"1 to {model.context}"
         raise InputError(f"a window of {window} tokens does not fit the model: it reads {reads}")
-    _require_targets(tokens)
-    device = next(model.parameters()).device
+    _require_targets(data)
     rows = max(1, min(64, LOGITS_IN_MEMORY // (window * model.config.vocab_size)))
+    return score_batches(model, evaluation_batches(data, window, rows), token_lengths)
+
+
+def score_batches(model: LanguageModel, batches: Iterable[Batch], token_lengths: np.ndarray) -> Score:
+    """The loss over batches, every target counted once. Shapes: token_lengths (V,), bytes of each token."""
+    device = next(model.parameters()).device
     total, count, size = 0.0, 0, 0
     with _scoring(model):
-        for batch in evaluation_batches(tokens, window, rows):
+        for batch in batches:
             batch_sum, batch_count = loss_sum(model, batch.to(device))
             total += batch_sum.item()
             count += batch_count
-            size += int(token_lengths[batch.targets.numpy()].sum())
+            size += int(token_lengths[batch.targets[batch.targets != IGNORED].numpy()].sum())
     return Score(nats_per_token=total / count, tokens=count, bytes=size)
 
 

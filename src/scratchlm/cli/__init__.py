@@ -16,15 +16,17 @@ COMMANDS = {
     "train": "Train an architecture: scratchlm train gpt. With --help behind it: all settings.",
     "resume": "Go on with a run that was stopped, or train a finished one for longer.",
     "sample": "Let a trained model write.",
+    "translate": "Translate with a model that learned from pairs of source and target.",
     "eval": "Score a model on a whole split: nats per token, perplexity, bits per byte.",
     "compare": "Compare architectures at one budget of parameters and tokens or time: a table, curves and a report.",
     "info": "Show a model's modules, parameters and operations.",
+    "inspect": "Look into a trained model: what each token attends to.",
     "data": "List, show and fetch corpora.",
     "tokenizer": "Train tokenizers, use them, look into them, carry them to other libraries.",
     "presets": "List and show presets.",
     "doctor": "Show this machine as scratchlm sees it, and what it would choose.",
 }
-GROUPS = ("data", "presets", "tokenizer")  # commands that have commands
+GROUPS = ("data", "inspect", "presets", "tokenizer")  # commands that have commands
 
 
 def root() -> App:

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from scratchlm.config import OptimConfig, RunConfig
 from scratchlm.models import MODELS
 
-HIDDEN = {"arch", "preset", "model", "optim", "horizon", "model.vocab_size"}  # no flags: given otherwise, or never
+HIDDEN = {"arch", "preset", "model", "optim", "horizon", "pairs", "model.vocab_size"}  # no flags: given otherwise, or never
 
 
 def whole_number(hint: Any, tokens: Sequence[Any]) -> int:

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scratchlm.checkpoint import RunFolder, load
 from scratchlm.generation import Sampling, stream
-from scratchlm.tokenizers import IncrementalDecoder, Tokenizer
+from scratchlm.tokenizers import whole_characters
 from scratchlm.training.loggers import open_logger
 from scratchlm.training.loop import SAMPLE_TEMPERATURE, train
 from scratchlm.training.records import DivergenceError, Ended, Evaluated, PassedOver, Record, Sampled, Started
@@ -28,11 +28,6 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, mar
 def say(text: str) -> None:
     """A line for the person at the terminal."""
     console.print(text)
-
-
-def whole_characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
-    """The text of these tokens, without half a character at its end."""
-    return "".join(map(IncrementalDecoder(tokenizer).push, tokens))
 
 
 def follow(run: RunFolder, steps: int | None = None) -> int:
@@ -125,11 +120,11 @@ class View:
                     f"step {record.step:,}: validation loss {record.score.nats_per_token:.4f} nats per token, "
                     f"{record.score.bits_per_byte:.4f} bits per byte ({best})"
                     + ("" if carried is None else f"; {carried:.4f} nats with the state carried")
+                    + ("" if record.quality is None else f"; {record.quality}")
                 )
             case Sampled():
-                text = whole_characters(self.tokenizer, record.tokens)
-                say("\n".join(f"  | {line}" for line in text.strip("\n").splitlines()))
-                self.keep(f"--- step {record.step} ---\n{text}\n\n")
+                say("\n".join(f"  | {line}" for line in record.text.strip("\n").splitlines()))
+                self.keep(f"--- step {record.step} ---\n{record.text}\n\n")
             case PassedOver():
                 say(f"{record.message}; going on from the checkpoint of step {record.step:,}")
             case Ended():
@@ -138,15 +133,18 @@ class View:
     def _started(self, record: Started) -> None:
         config, self.step, self.steps = record.config, record.step, record.config.steps
         self.bar.update(self.task, total=self.steps, completed=self.step)
-        tokens = config.batch_size * config.training_window
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        size = (
+            f"up to {config.batch_tokens:,} tokens of either side"
+            if config.pairs
+            else f"{config.batch_size} x {config.training_window} = {config.batch_size * config.training_window:,} tokens"
+        )
         say(
-            f"{config.arch}, {record.parameters:,} parameters, on {record.device}; {config.data}: "
+            f"{config.arch}, {record.parameters:,} parameters, on {record.device}; {config.data_name}: "
             f"{record.train_tokens:,} training tokens ({self.tokenizer.kind}, vocabulary {self.tokenizer.vocab_size:,})"
         )
         say(
-            f"{self.steps:,} steps of {config.batch_size} x {config.training_window} = {tokens:,} tokens{parts}: "
-            f"the text {record.epochs:.2f} times; run folder {self.run.path}"
+            f"{self.steps:,} steps of {size}{parts}: the text {record.epochs:.2f} times; run folder {self.run.path}"
         )
         if record.step:
             say(f"going on after step {record.step:,}")
@@ -186,23 +184,29 @@ def finish(run: RunFolder, view: View, ended: Ended) -> None:
     except Exception as error:
         say(f"the run is complete, but its pictures and samples are not: {error!r}")
     better = f" (the best was step {best[0]:,}: --checkpoint best)" if best and best[0] != ended.step else ""
-    say(f"write with it: scratchlm sample {run.path}{better}")
+    use = "translate with it: scratchlm translate" if run.config().pairs else "write with it: scratchlm sample"
+    say(f"{use} {run.path}{better}")
 
 
 def _draw(run: RunFolder, view: View) -> None:
     from scratchlm.inspect.curves import save_loss_curve  # matplotlib takes a second to import
 
     config = run.config()
-    files = save_loss_curve(run.metrics(), f"{config.arch} on {config.data}", run.path)
+    files = save_loss_curve(run.metrics(), f"{config.arch} on {config.data_name}", run.path)
+    if not config.pairs:  # whose translations were shown, and kept, at the last evaluation
+        _write(run, view, config.seed)
+    say(f"\nloss curve: {', '.join(map(str, files))}; samples: {run.path / 'samples.txt'}")
+
+
+def _write(run: RunFolder, view: View, seed: int) -> None:
     model, tokenizer = load(run.path)
     rows: list[list[int]] = [[] for _ in range(FINAL_SAMPLES)]
     prompts, sampling = [[tokenizer.start]] * FINAL_SAMPLES, Sampling(temperature=SAMPLE_TEMPERATURE)
     end = tokenizer.end_of_text
-    for row, token in stream(model, prompts, FINAL_TOKENS, sampling, seed=config.seed, end=end, slide=True):
+    for row, token in stream(model, prompts, FINAL_TOKENS, sampling, seed=seed, end=end, slide=True):
         rows[row].append(token)
     texts = [whole_characters(tokenizer, row) for row in rows]
     for number, text in enumerate(texts, 1):
         view.keep(f"--- final sample {number} ---\n{text}\n\n")
     say("\na sample at the end:\n")
     print(texts[0].strip("\n"), flush=True)
-    say(f"\nloss curve: {', '.join(map(str, files))}; samples: {run.path / 'samples.txt'}")

@@ -33,6 +33,7 @@ def command(
     ] = None,
     seed: Int = 0,
     checkpoint: str = "last",
+    average: Int = 1,
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -62,6 +63,8 @@ def command(
         The same seed, the same text.
     checkpoint
         last, best, or a step.
+    average
+        Take the mean of the weights of so many checkpoints, the newest up to that one.
     device
         auto, cpu, cuda or mps.
     json_
@@ -80,9 +83,9 @@ def command(
     chosen, _ = runtime.choose_device(device)
     texts = [_prompt(text) for text in prompt or [""]]
     found, damaged = run.find(checkpoint)
-    model, tokenizer = load_checkpoint(run, found, chosen)
+    model, tokenizer = load_checkpoint(run, found, chosen, average)
     writer = Writer(model, tokenizer, [text for text in texts for _ in range(samples)], stop or [], show=not json_)
-    introduce(run, found, damaged)
+    introduce(run, found, damaged, average)
     writer.run(tokens, sampling, seed)
     if json_:
         described = {"step": found.step, "seed": seed, "samples": writer.described()}
@@ -96,10 +99,14 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def introduce(run: RunFolder, checkpoint: Checkpoint, damaged: list[str]) -> None:
+def introduce(run: RunFolder, checkpoint: Checkpoint, damaged: list[str], average: int = 1) -> None:
     """Say which weights these are, with their loss, and what had to be passed over."""
     for message in damaged:
         say(f"{message}; the checkpoint of step {checkpoint.step:,} is used")
+    if average > 1:
+        steps = ", ".join(f"{averaged.step:,}" for averaged in run.newest(checkpoint, average))
+        say(f"{run.path}: mean of the weights of steps {steps}")
+        return
     loss, best = checkpoint.state()["val_loss"], run.best()
     which = f"weights of step {checkpoint.step:,}"
     which += f", validation loss {loss:.4f} nats per token" if loss is not None else ", not evaluated"

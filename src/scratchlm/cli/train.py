@@ -31,7 +31,11 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     from_file = read_settings(file) if file else {}
     if from_file.get("arch", arch) != arch:
         raise InputError(f"{file} is for the architecture {from_file['arch']!r}, not {arch!r}")
-    preset = preset or from_file.get("preset") or default_preset(arch)
+    source, data = (_value(flag, rest) for flag in ("--source", "--data"))
+    if source is not None and data is not None:
+        raise InputError("--data and --source name two data; give one of them")
+    data = source or data or from_file.get("source") or from_file.get("data")
+    preset = preset or from_file.get("preset") or default_preset(arch, data)
     below = merge({"arch": arch}, without_vocabulary(preset_settings(arch, preset)), from_file, {"preset": preset})
     fit = not (file or {"--preset", "--steps"} & {token.partition("=")[0] for token in rest})
 

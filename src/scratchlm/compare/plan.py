@@ -15,12 +15,14 @@ from scratchlm import runtime, tokenizers
 from scratchlm.checkpoint import RunFolder, meta_model
 from scratchlm.compare.budget import Budget
 from scratchlm.config import RunConfig, default_preset, make_config, preset_settings, settings_of, without_vocabulary
+from scratchlm.data.pairs import is_pairs
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.files import read_json, write_json
 from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
-from scratchlm.training.setup import check_memory, learn_tokenizer, read_splits, seconds_per_step, tokenize
+from scratchlm.training.material import read_text
+from scratchlm.training.setup import check_memory, seconds_per_step
 
 PLAN, TOKENIZER = "comparison.json", "tokenizer.json"
 EVALUATIONS = 12  # points of a curve
@@ -155,6 +157,11 @@ def make_plan(request: Request, measuring: Callable[[str], object]) -> tuple[lis
         raise InputError(f"a comparison needs two architectures or more; choose from: {', '.join(MODELS)}")
     if request.data == "-":
         raise InputError("each model reads the text for itself, so it cannot come from standard input; give a file")
+    if is_pairs(request.data):
+        raise InputError(
+            f"{request.data} holds pairs of source and target, and a comparison reads a text: train each architecture "
+            f"on them by itself (scratchlm train {names[0]} --data {request.data}) and compare what eval says"
+        )
     if request.window < 1:
         raise InputError(f"--window is {request.window}; it must be at least 1")
     per_step = request.batch_size * request.window
@@ -168,10 +175,10 @@ def make_plan(request: Request, measuring: Callable[[str], object]) -> tuple[lis
     # what is wrong with the settings is said before a long text is read
     checked = [make_config({"arch": name, **common, "window": None, "model": {"vocab_size": 1}}) for name in names]
     device, _ = runtime.choose_device(request.device)
-    documents, parts = read_splits(checked[0])
-    tokenizer = tokenizers.exhaust(learn_tokenizer(checked[0], documents, parts["train"]))
+    material = read_text(checked[0])
+    tokenizer = tokenizers.exhaust(material.learn_tokenizer(checked[0]))
     planned = [(*_shape(name, request, tokenizer.vocab_size, common), name) for name in names]
-    tokens = {name: Tokens.of(ids) for name, ids in tokenize(parts, tokenizer, planned[0][0]).items()}
+    tokens = {name: Tokens.of(ids) for name, ids in material.tokenize(tokenizer, planned[0][0]).items()}
     if len(tokens["test"]) < 2:
         raise InputError(
             f"the test text has {len(tokens['test'])} tokens, and a loss needs two: give a longer text; "

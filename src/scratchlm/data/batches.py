@@ -6,6 +6,7 @@ Letters in shapes: B batch, T tokens of a window.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -38,10 +39,12 @@ class Batch:
 
     def slices(self, parts: int) -> list["Batch"]:
         """The batch in `parts` micro-batches of rows, as even as can be; never more parts than rows."""
-        rows = np.array_split(np.arange(len(self.tokens)), min(parts, len(self.tokens)))
+        size, parts = len(self.tokens), min(parts, len(self.tokens))
+        ends = [part * (size // parts) + min(part, size % parts) for part in range(parts + 1)]
+        rows = [slice(start, end) for start, end in pairwise(ends)]
         sources = [self.source and Source(self.source.ids[r], self.source.lengths[r]) for r in rows]
         return [
-            replace(self, tokens=self.tokens[r[0] : r[-1] + 1], targets=self.targets[r[0] : r[-1] + 1], source=source)
+            replace(self, tokens=self.tokens[r], targets=self.targets[r], source=source)
             for r, source in zip(rows, sources, strict=True)
         ]
 
@@ -50,9 +53,16 @@ class Batch:
         """Targets that count."""
         return int((self.targets != IGNORED).sum())
 
+    @property
+    def token_count(self) -> int:
+        """Tokens that are read: those of the sources, and each row up to its last target; padding is not counted."""
+        reach = (self.targets != IGNORED) * torch.arange(1, self.targets.shape[1] + 1, device=self.targets.device)
+        return int(reach.amax(1).sum()) + (0 if self.source is None else int(self.source.lengths.sum()))
+
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """A number of 64 random bits, and then the places 0 .. count - 1 in a random order. Shapes: (1 + count,) uint64."""
     # raw output of a bit generator: numpy keeps its stream for good, which it does not promise of permutation()
     keys = np.random.Philox(key=seed, counter=[0, 0, 0, epoch]).random_raw(count + 1)
     return np.concatenate([keys[:1], np.argsort(keys[1:], kind="stable").astype(np.uint64)])
@@ -81,12 +91,16 @@ class TrainingWindows:
         """How often the text has been read after so many steps."""
         return steps * self._batch_size / self.count
 
+    def tokens(self, steps: int) -> int:
+        """Tokens that have been read after so many steps."""
+        return steps * self._batch_size * self._window
+
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
         starts = np.empty(self._batch_size, dtype=np.int64)
         for row in range(self._batch_size):
             epoch, place = divmod(step * self._batch_size + row, self.count)
-            order = _order(self._seed, epoch, self.count)
+            order = epoch_order(self._seed, epoch, self.count)
             starts[row] = int(order[0]) % self._phases + int(order[1 + place]) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
         return Batch(windows[:, :-1], windows[:, 1:])
@@ -115,10 +129,14 @@ class CarriedStreams:
         """How often the text has been read after so many steps."""
         return steps / self.count
 
+    def tokens(self, steps: int) -> int:
+        """Tokens that have been read after so many steps."""
+        return steps * self._batch_size * self._window
+
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
         epoch, place = divmod(step, self.count)
-        first = int(_order(self._seed, epoch, 0)[0]) % self._phases
+        first = int(epoch_order(self._seed, epoch, 0)[0]) % self._phases
         starts = first + (np.arange(self._batch_size) * self.count + place) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
         return Batch(windows[:, :-1], windows[:, 1:], continues=place > 0)

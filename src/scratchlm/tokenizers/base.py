@@ -105,6 +105,21 @@ class Tokenizer(ABC):
     def start(self) -> int:
         """The id that an empty prompt means."""
 
+    @property
+    def symbolic(self) -> bool:
+        """Whether its texts are symbols that white space parts, of which errors can be counted."""
+        return False
+
+    @property
+    def source(self) -> "Tokenizer":
+        """The tokenizer of the sources of pairs; the same as the targets', unless there are two (pair.py)."""
+        return self
+
+    @property
+    def target(self) -> "Tokenizer":
+        """The tokenizer of the targets of pairs."""
+        return self
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
         return self.encode_array(text).tolist()
@@ -162,6 +177,11 @@ class IncrementalDecoder:
     def flush(self) -> str:
         """What an unfinished character at the end decodes to: U+FFFD, or nothing where there is none."""
         return self._decoder.decode(b"", final=True)
+
+
+def whole_characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
+    """The text of these tokens, without half a character at its end."""
+    return "".join(map(IncrementalDecoder(tokenizer).push, tokens))
 
 
 def load(path: str | Path) -> Tokenizer:

@@ -8,7 +8,7 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,9 +26,12 @@ from scratchlm.checkpoint import (
 )
 from scratchlm.config import RunConfig
 from scratchlm.errors import InputError
+from scratchlm.data.pairs import Pairs
+from scratchlm.data.shards import Tokens
 from scratchlm.evaluation import Score, carried_loss, evaluate
 from scratchlm.generation import Sampling, stream
 from scratchlm.model import State
+from scratchlm.tokenizers import whole_characters
 from scratchlm.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
 from scratchlm.training.records import (
     DivergenceError,
@@ -41,8 +44,9 @@ from scratchlm.training.records import (
     Saved,
     Started,
 )
-from scratchlm.training.setup import training_batches
-from scratchlm.training.step import TrainingStep, restore_states, state_tensors, update
+from scratchlm.training.material import training_batches
+from scratchlm.training.step import TrainingStep, Updated, restore_states, state_tensors, update
+from scratchlm.translation import Translated, a_few, as_lines, measure, translate_pairs
 
 SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
@@ -71,22 +75,23 @@ class _Trainer:
 
     def __init__(self, run: RunFolder, config: RunConfig) -> None:
         self.run, self.config = run, config
-        self.tokenizer, splits = run.tokenizer(), run.splits()
+        self.tokenizer = run.tokenizer()
+        self.data: Mapping[str, Tokens | Pairs] = run.pairs() if config.pairs else run.splits()
         self.device, _ = runtime.choose_device(config.device)
         runtime.seed_everything(config.seed)
         self.model = build_model(config).to(self.device)
         self.window = config.training_window
-        self.batches = training_batches(config, splits["train"])
-        self.train_tokens, self.validation = len(splits["train"]), splits["validation"]
+        self.batches = training_batches(config, self.data["train"])
         self.token_lengths = self.tokenizer.token_lengths()
         self.optimizer = make_optimizer(self.model, config.optim)
         self.parameters = list(self.model.parameters())
-        self.step_module = TrainingStep(self.model, config.carry)
+        self.step_module = TrainingStep(self.model, config.carry, config.label_smoothing)
         self.states: list[State | None] = [None] * config.accumulate  # what each part of a batch carries to the next
         self.at = _Position()
-        self._unread: list[tuple[int, float, Tensor, Tensor]] = []  # losses that may still be on the device
+        self._unread: list[tuple[int, float, Updated]] = []  # losses that may still be on the device
         self._newest = (math.nan, 0.0, math.nan)  # loss, rate and gradient norm of the newest step
         self._score: Score | None = None
+        self._translated: list[Translated] = []
         self._saved: Checkpoint | None = None
         self._clock = self._saved_at = time.perf_counter()
         self.check_disk()
@@ -155,18 +160,19 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batch = self.batches.batch(at.step)
-        loss, norm = update(self.step_module, self.optimizer, batch, self.states, config.optim.grad_clip)
+        updated = update(self.step_module, self.optimizer, batch, self.states, config.optim.grad_clip)
         at.step += 1
-        self._unread.append((at.step, lr, loss, norm))
+        self._unread.append((at.step, lr, updated))
 
     def read_losses(self) -> None:
         """Fetch losses from the device. Raises DivergenceError at the first that is no number."""
         unread, self._unread = self._unread, []
-        for step, lr, loss, norm in unread:
-            self._newest = (loss.item(), lr, norm.item())
+        for step, lr, updated in unread:
+            told = {name: value.item() for name, value in updated._asdict().items()}
+            self._newest = (told["loss"], lr, told["grad_norm"])
             if not all(map(math.isfinite, self._newest)):
                 raise self.diverged(step, *self._newest)
-            self.at.pending.append({"loss": loss.item(), "lr": lr, "grad_norm": norm.item()})
+            self.at.pending.append({"lr": lr, **told})
 
     def start_clock(self) -> None:
         """From here on time counts as training: what was done before, or by whoever reads the records, does not."""
@@ -194,12 +200,13 @@ class _Trainer:
 
     def started(self) -> Started:
         """How the run begins."""
+        train = self.data["train"]
         return Started(
             step=self.at.step,
             config=self.config,
             device=str(self.device),
             parameters=sum(parameter.numel() for parameter in self.parameters),
-            train_tokens=self.train_tokens,
+            train_tokens=train.total_tokens if isinstance(train, Pairs) else len(train),
             epochs=self.batches.epochs(self.config.steps),
         )
 
@@ -214,13 +221,16 @@ class _Trainer:
             return
         self.tick()
         if at.pending:
-            mean = {key: sum(one[key] for one in at.pending) / len(at.pending) for key in ("loss", "grad_norm")}
+            mean = {key: sum(one[key] for one in at.pending) / len(at.pending) for key in Updated._fields}
+            if not self.config.label_smoothing:
+                del mean["smoothed_loss"]
             progress = Progress(
                 step=at.step,
-                tokens=at.step * self.config.batch_size * self.window,
+                tokens=self.batches.tokens(at.step),
                 lr=at.pending[-1]["lr"],
                 seconds=at.seconds,
                 score=None if evaluated is None else evaluated.score,
+                quality=None if evaluated is None else evaluated.quality,
                 **mean,
             )
             self.run.append_metrics(progress.line())
@@ -236,12 +246,15 @@ class _Trainer:
 
     def evaluate(self) -> Evaluated:
         """Score the validation split and remember where it was best."""
-        at = self.at
-        score = evaluate(self.model, self.validation, self.token_lengths, self.window)
+        at, validation, quality = self.at, self.data["validation"], None
+        score = evaluate(self.model, validation, self.token_lengths, self.window)
         if not math.isfinite(score.nats_per_token):
             raise self.diverged(at.step, score.nats_per_token, *self._newest[1:])
-        if self.config.carry:
-            score = replace(score, carried_nats_per_token=carried_loss(self.model, self.validation))
+        if isinstance(validation, Pairs):
+            self._translated = translate_pairs(self.model, self.tokenizer, validation)
+            quality = measure(self._translated, self.tokenizer)
+        elif self.config.carry:
+            score = replace(score, carried_nats_per_token=carried_loss(self.model, validation))
         self._score = score
         if at.best_loss is None or score.nats_per_token < at.best_loss:
             at.best_step, at.best_loss, at.worse = at.step, score.nats_per_token, 0
@@ -249,10 +262,20 @@ class _Trainer:
             at.worse += 1
         at.scored_step = at.step
         assert at.best_step is not None
-        return Evaluated(step=at.step, score=score, best_step=at.best_step, best_loss=at.best_loss, worse=at.worse)
+        assert at.best_loss is not None
+        return Evaluated(
+            step=at.step,
+            score=score,
+            best_step=at.best_step,
+            best_loss=at.best_loss,
+            worse=at.worse,
+            quality=quality,
+        )
 
     def sample(self) -> Sampled:
         """What the model says now; no generator of the training is drawn from."""
+        if self.config.pairs:
+            return Sampled(step=self.at.step, text=as_lines(a_few(self._translated)))
         drawn = stream(
             self.model,
             [[self.tokenizer.start]],
@@ -262,7 +285,7 @@ class _Trainer:
             end=self.tokenizer.end_of_text,
             slide=True,
         )
-        return Sampled(step=self.at.step, tokens=[token for _, token in drawn])
+        return Sampled(step=self.at.step, text=whole_characters(self.tokenizer, (token for _, token in drawn)))
 
 
 def train(run: RunFolder, *, steps: int | None = None, stop: threading.Event | None = None) -> Iterator[Record]:

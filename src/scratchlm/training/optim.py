@@ -34,7 +34,12 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     Past the end it stays at its last.
 
     cosine: min + (lr - min) / 2 * (1 + cos(pi * (step - warmup) / (steps - warmup))).
+    noam: with s = step + 1, lr * min(s / warmup, sqrt(warmup / s)), which is Vaswani et al. 2017, equation 3, where
+    lr = (dim * warmup)^-0.5.
     """
+    if config.schedule == "noam":
+        count, warmup = min(step, steps - 1) + 1, max(1, config.warmup)
+        return config.lr * min(count / warmup, math.sqrt(warmup / count))
     if step < config.warmup:
         return config.lr * (step + 1) / (config.warmup + 1)
     if config.schedule == "constant":

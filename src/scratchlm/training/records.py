@@ -5,6 +5,7 @@ from typing import Any
 
 from scratchlm.config import RunConfig
 from scratchlm.evaluation import Score
+from scratchlm.translation import Quality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,10 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A line of metrics.jsonl: means over the steps since the line before. Units: nats, tokens, seconds of training."""
+    """A line of metrics.jsonl: means over the steps since the line before. Units: nats, tokens, seconds of training.
+
+    `smoothed_loss` is what label smoothing lowers, where it is used; `loss` never has it.
+    """
 
     step: int
     loss: float
@@ -29,11 +33,17 @@ class Progress:
     lr: float
     grad_norm: float
     seconds: float
+    smoothed_loss: float | None = None
     score: Score | None = None
+    quality: Quality | None = None
 
     def line(self) -> dict[str, Any]:
         """The line's fields."""
         fields = {name: getattr(self, name) for name in ("step", "loss", "tokens", "lr", "grad_norm", "seconds")}
+        if self.smoothed_loss is not None:
+            fields["smoothed_loss"] = self.smoothed_loss
+        if self.quality is not None:
+            fields |= self.quality.fields()
         if self.score is not None:
             fields |= {"val_loss": self.score.nats_per_token, "val_bits_per_byte": self.score.bits_per_byte}
             if self.score.carried_nats_per_token is not None:
@@ -43,21 +53,25 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """The validation split was scored: the best so far, or worse than it for `worse` evaluations."""
+    """The validation split was scored: the best so far, or worse than it for `worse` evaluations.
+
+    `quality`: how good its greedy translations are, where the data are pairs.
+    """
 
     step: int
     score: Score
     best_step: int
     best_loss: float
     worse: int
+    quality: Quality | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """What the model says now, prompted with the tokenizer's start."""
+    """What the model says now: a text, or translations of sources that it has not learned from."""
 
     step: int
-    tokens: list[int]
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,29 +5,28 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from scratchlm import runtime, tokenizers
 from scratchlm.checkpoint import RunFolder, build_model, meta_model
 from scratchlm.config import RunConfig, make_config
-from scratchlm.data import corpora
-from scratchlm.data.batches import CarriedStreams, TrainingWindows
-from scratchlm.data.shards import SPLITS, Tokens, encode_documents, split_documents, write_shards
-from scratchlm.data.text import Errors, read_documents
+from scratchlm.data.pairs import Pairs
+from scratchlm.data.shards import Tokens, write_shards
 from scratchlm.errors import InputError
 from scratchlm.files import write_json
-from scratchlm.interop.vocabularies import PUBLISHED, named_vocabulary
 from scratchlm.model import State
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
+from scratchlm.training.material import as_pairs, read_parallel, read_text, resolve, training_batches
 from scratchlm.training.optim import make_optimizer
 from scratchlm.training.step import TrainingStep, update
+
+TRANSLATING = 2.0  # what scoring and translating pairs takes, as a share of training on as many
 
 
 def free_folder(arch: str) -> Path:
@@ -36,34 +35,6 @@ def free_folder(arch: str) -> Path:
     while (folder := Path("runs") / (arch if number == 1 else f"{arch}-{number}")).exists():
         number += 1
     return folder
-
-
-def read_data(source: str, errors: Errors = "strict") -> list[str]:
-    """The documents that --data means: a corpus by name, unless there is such a path."""
-    try:
-        named = source not in ("", "-") and not any(mark in source for mark in "./\\") and not Path(source).exists()
-        return [corpora.get(source)] if named else read_documents(source, errors)
-    except OSError as error:
-        raise InputError(f"cannot read {source}: {error.strerror}") from error
-
-
-def training_batches(config: RunConfig, tokens: Tokens) -> TrainingWindows | CarriedStreams:
-    """The batches that a run trains on. Raises InputError where the split is too small."""
-    kind = CarriedStreams if config.carry else TrainingWindows
-    return kind(tokens, config.training_window, config.batch_size, config.seed)
-
-
-def tokenize(parts: Mapping[str, Sequence[str]], tokenizer: Tokenizer, config: RunConfig) -> dict[str, np.ndarray]:
-    """The splits as tokens. Raises InputError where one is too small to train on or to score."""
-    tokens = {name: encode_documents(part, tokenizer) for name, part in parts.items()}
-    training_batches(config, Tokens.of(tokens["train"]))
-    scored = len(tokens["validation"])
-    if scored < 2:
-        raise InputError(
-            f"the validation text has {scored} tokens, and a loss needs two: give a longer text, or a "
-            f"larger share of it; --split says how it is shared, now {tuple(config.split)}"
-        )
-    return tokens
 
 
 def create_run(
@@ -88,12 +59,12 @@ def create_run(
         )
     asked_size = (settings.get("model") or {}).get("vocab_size")
     known = {**settings, "model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}}
-    config = make_config(known)
+    config = resolve(make_config(known))
     device, _ = runtime.choose_device(config.device)
     require_logger(config.logger)
 
-    documents, parts = read_splits(config)
-    tokenizer = follow(learn_tokenizer(config, documents, parts["train"]))
+    material = read_parallel(config) if config.pairs else read_text(config)
+    tokenizer = follow(material.learn_tokenizer(config))
     if asked_size not in (None, tokenizer.vocab_size):
         raise InputError(
             f"model.vocab_size is {asked_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
@@ -102,10 +73,14 @@ def create_run(
     shape = replace(config.model, vocab_size=tokenizer.vocab_size)
     asked = config = replace(config, model=shape)
     check_memory(config)
-    tokens = tokenize(parts, tokenizer, config)
+    tokens = material.tokenize(tokenizer, config)
 
     if fit_seconds is not None:
-        config = fit_steps(config, Tokens.of(tokens["train"]), len(tokens["validation"]), fit_seconds, device)
+        train, scored = (
+            as_pairs(tokens[name], tokenizer) if config.pairs else Tokens.of(tokens[name])
+            for name in ("train", "validation")
+        )
+        config = fit_steps(config, train, scored, fit_seconds, device)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         checksum = write_shards(beside / "data", tokens, tokenizer)
@@ -122,31 +97,11 @@ def create_run(
     return RunFolder(folder), asked
 
 
-def read_splits(config: RunConfig) -> tuple[list[str], dict[str, list[str]]]:
-    """The documents of a run, and its splits of them."""
-    documents = read_data(config.data, config.errors)
-    return documents, dict(zip(SPLITS, split_documents(documents, config.split), strict=True))
-
-
-def learn_tokenizer(
-    config: RunConfig, documents: Sequence[str], training: Sequence[str]
-) -> Generator[Learning, None, Tokenizer]:
-    """The tokenizer of a run, out of its training text; or of all its text, where it could not encode the rest else."""
-    name, size = config.tokenizer, config.vocab_size
-    if name in PUBLISHED and not Path(name).is_file():
-        if size is not None:
-            raise InputError(f"the vocabulary size is {size}, but {name} has its own; leave --vocab-size out")
-        yield from ()
-        return named_vocabulary(name)
-    kind = Tokenizer.kinds.get(name)
-    texts = training if kind is not None and kind.covers_any_text else documents
-    return (yield from tokenizers.learn(name, texts, len(documents) > 1, size))
-
-
 def check_memory(config: RunConfig) -> None:
     """Refuse a model whose weights, gradients and two moments, or whose batch, this machine cannot hold."""
     size = sum(parameter.nbytes for parameter in meta_model(config).parameters())
-    need = 4 * size + 8 * config.batch_size * config.training_window
+    batch = config.batch_tokens if config.pairs else config.batch_size * config.training_window
+    need = 4 * size + 8 * batch
     there = runtime.memory_bytes()
     if there is not None and need > there:
         raise InputError(
@@ -155,30 +110,35 @@ def check_memory(config: RunConfig) -> None:
         )
 
 
-def seconds_per_step(config: RunConfig, train: Tokens, device: torch.device, steps: int = 5) -> float:
+def seconds_per_step(config: RunConfig, train: Tokens | Pairs, device: torch.device, steps: int = 5) -> float:
     """How long an update takes on this machine, its batch and optimizer included, in seconds: the median of a few.
 
     They are those of a model that is thrown away.
     """
     model = build_model(config).to(device)
-    module, optimizer = TrainingStep(model, config.carry), make_optimizer(model, config.optim)
+    module, optimizer = TrainingStep(model, config.carry, config.label_smoothing), make_optimizer(model, config.optim)
     batches, times = training_batches(config, train), []
     states: list[State | None] = [None] * config.accumulate
     for step in range(steps + 2):  # the first two warm up
         start = time.perf_counter()
-        _, norm = update(module, optimizer, batches.batch(step), states, config.optim.grad_clip)
-        norm.item()  # waits for the device
+        update(module, optimizer, batches.batch(step), states, config.optim.grad_clip).grad_norm.item()  # waits
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
 
-def fit_steps(config: RunConfig, train: Tokens, scored: int, seconds: float, device: torch.device) -> RunConfig:
+def fit_steps(
+    config: RunConfig, train: Tokens | Pairs, scored: Tokens | Pairs, seconds: float, device: torch.device
+) -> RunConfig:
     """The settings with as many steps as this machine does in so many seconds, if all would take a quarter longer."""
     each = seconds_per_step(config, train, device)
     # an evaluation reads without going back: about a third of the work for each token
-    evaluation = each / 3 * scored / (config.batch_size * config.training_window)
-    if config.carry:  # and one pass in a single row, in which each position takes up to what it takes in a batch
-        evaluation += each / 3 * scored / config.training_window
+    if isinstance(train, Pairs) and isinstance(scored, Pairs):
+        steps = training_batches(config, train).count * len(scored) / len(train)  # in which as much is read
+        evaluation = each * steps * TRANSLATING
+    else:
+        evaluation = each / 3 * len(scored) / (config.batch_size * config.training_window)
+        if config.carry:  # and one pass in a single row, in which each position takes up to what it takes in a batch
+            evaluation += each / 3 * len(scored) / config.training_window
     total = config.steps * (each + evaluation / config.eval_every)
     if total <= 1.25 * seconds:
         return config

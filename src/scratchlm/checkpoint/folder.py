@@ -1,4 +1,4 @@
-"""A run's folder: written, read and verified here; it knows no trainer, so sampling and scoring load without one.
+"""A run's folder: written, read and verified here.
 
     config.json  tokenizer.json  manifest.json  metrics.jsonl  samples.txt  loss.svg  loss.png  data/
     checkpoints/step_000500/{model.safetensors, optimizer.safetensors, state.json}   last  best
@@ -14,14 +14,12 @@ import os
 import re
 import shutil
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,11 +27,10 @@ from torch import Tensor
 
 from scratchlm import tokenizers
 from scratchlm.config import RunConfig, make_config, settings_of
+from scratchlm.data.pairs import Pairs
 from scratchlm.data.shards import Tokens, read_shards
 from scratchlm.errors import InputError
 from scratchlm.files import file_sha256, read_json, replace_file, sync, write_json
-from scratchlm.model import LanguageModel
-from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
@@ -142,6 +139,12 @@ class RunFolder:
         """The run's tokens by split."""
         return read_shards(self.path / "data", self.tokenizer(), self._root()["data_checksum"])
 
+    def pairs(self) -> dict[str, Pairs]:
+        """The run's pairs by split, where its data are pairs."""
+        end = self.tokenizer().end_of_text
+        assert end is not None
+        return {name: Pairs(tokens, end) for name, tokens in self.splits().items()}
+
     # --- metrics -------------------------------------------------------------------------------------------------
 
     @property
@@ -225,6 +228,20 @@ class RunFolder:
     def checkpoint(self, which: str = "last") -> Checkpoint:
         """A checkpoint as `find` finds it."""
         return self.find(which)[0]
+
+    def newest(self, checkpoint: Checkpoint, count: int) -> list[Checkpoint]:
+        """The `count` newest checkpoints up to this one, the oldest first, without step 0, which has learned nothing.
+
+        Raises InputError where there are fewer.
+        """
+        if count < 1:
+            raise InputError(f"the weights of {count} checkpoints have no mean; average at least 1")
+        found = [other for other in self.checkpoints() if 0 < other.step < checkpoint.step] + [checkpoint]
+        if len(found) < count:
+            has = "is only 1 trained checkpoint" if len(found) == 1 else f"are only {len(found)} trained checkpoints"
+            raise InputError(f"{count} checkpoints are to be averaged, and there {has} up to step {checkpoint.step} in "
+                             f"{self.path}; average fewer, or train with --keep {count}")  # fmt: skip
+        return found[-count:]
 
     def best(self) -> tuple[int, float] | None:
         """The step with the lowest validation loss so far and that loss, as the newest readable checkpoint says."""
@@ -328,63 +345,3 @@ class RunFolder:
         except OSError:  # a file system, or a Windows account, without links
             beside.write_text(target.name + "\n", encoding="utf-8")
         beside.replace(link)
-
-
-def build_model(config: RunConfig) -> LanguageModel:
-    """A new model of a run's shape, its weights drawn from torch's generator."""
-    return MODELS[config.arch](config.model)
-
-
-def meta_model(config: RunConfig) -> LanguageModel:
-    """A model of a run's shape without memory, to count with. Raises InputError for a shape beyond any memory."""
-    try:
-        with torch.device("meta"):
-            return build_model(config)
-    except (RuntimeError, TypeError, OverflowError) as error:
-        raise InputError(f"no model can have the shape {config.model}: it is too large for any memory") from error
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether every value is a number, without the copies that isfinite().all() makes."""
-    return tensor.numel() == 0 or bool(torch.stack(tensor.aminmax()).isfinite().all())
-
-
-def restore_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
-    """Give a model the weights of a checkpoint. Raises InputError where they do not fit, or are no numbers."""
-    weights, own = checkpoint.weights(), model.state_dict()
-    for name in sorted(own.keys() | weights.keys()):
-        ours, theirs = own.get(name), weights.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            has, wants = ("nothing" if t is None else f"{t.dtype} {tuple(t.shape)}" for t in (theirs, ours))
-            raise InputError(f"{checkpoint.path} does not fit its config.json: {name} has {has}, expected {wants}")
-        if not is_finite(theirs):
-            raise InputError(f"{checkpoint.path} is damaged: {name} has values that are no numbers")
-    model.load_state_dict(weights)
-
-
-def load(
-    path: str | Path, checkpoint: str = "last", device: torch.device | str = "cpu"
-) -> tuple[LanguageModel, Tokenizer]:
-    """The model and the tokenizer of a run, ready to be used: weights only, no pickle.
-
-    `checkpoint` is "last", "best" or a step. A damaged newest checkpoint is passed over with a warning.
-    Raises InputError where the folder is no run, or is damaged.
-    """
-    run = RunFolder.open(path)
-    found, damaged = run.find(checkpoint)
-    for message in damaged:
-        warnings.warn(f"{message}; the checkpoint of step {found.step} is used", stacklevel=2)
-    return load_checkpoint(run, found, device)
-
-
-def load_checkpoint(
-    run: RunFolder, checkpoint: Checkpoint, device: torch.device | str
-) -> tuple[LanguageModel, Tokenizer]:
-    """The model and the tokenizer of a checkpoint that was verified."""
-    config, tokenizer = run.config(), run.tokenizer()
-    if config.model.vocab_size != tokenizer.vocab_size:
-        raise InputError(f"{run.path} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, "
-                         f"its model {config.model.vocab_size}")  # fmt: skip
-    model = build_model(config)
-    restore_weights(model, checkpoint)
-    return model.to(device).eval(), tokenizer

@@ -1,0 +1,17 @@
+"""A run's folder and the models in it; no trainer is needed to load one."""
+
+from scratchlm.checkpoint.folder import MODEL, OPTIMIZER, Checkpoint, RunFolder
+from scratchlm.checkpoint.weights import build_model, is_finite, load, load_checkpoint, meta_model, restore_weights
+
+__all__ = [
+    "MODEL",
+    "OPTIMIZER",
+    "Checkpoint",
+    "RunFolder",
+    "build_model",
+    "is_finite",
+    "load",
+    "load_checkpoint",
+    "meta_model",
+    "restore_weights",
+]

@@ -1,0 +1,168 @@
+"""scratchlm inspect: look into a trained model."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+from cyclopts import App, Parameter
+
+from scratchlm import runtime
+from scratchlm.checkpoint import RunFolder, load_checkpoint, meta_model
+from scratchlm.cli.flags import OptionalInt
+from scratchlm.cli.sample import introduce, say
+from scratchlm.cli.tokenizer import visible
+from scratchlm.errors import InputError
+from scratchlm.files import FORMAT_VERSION, replace_file
+from scratchlm.generation import generate
+from scratchlm.inspect.attention import (
+    attention_figure,
+    attention_layers,
+    described,
+    has_attention,
+    pick,
+    save_attention,
+)
+from scratchlm.model import LanguageModel, Source
+from scratchlm.models import MODELS
+from scratchlm.tokenizers import Tokenizer
+
+DEFAULT_TOKENS = 32
+END = "<end>"
+
+app = App(name="inspect", help="Look into a trained model.", version_flags=[])
+OptionalText = Annotated[str | None, Parameter(allow_leading_hyphen=True, show_default=False)]
+
+
+@app.command
+def attention(
+    directory: str,
+    /,
+    *,
+    text: OptionalText = None,
+    target: OptionalText = None,
+    layer: OptionalInt = None,
+    head: OptionalInt = None,
+    out: str | None = None,
+    checkpoint: str = "last",
+    device: str = "auto",
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> int:
+    """Draw what each token looks at, in every layer and head: attention.svg, attention.png and attention.json.
+
+    Parameters
+    ----------
+    directory
+        The run's folder.
+    text
+        What the model reads; without it the start of the validation text.
+    target
+        Of a run on pairs: what the model writes for the text; without it what it writes by itself.
+    layer
+        Only this layer, counted from 1.
+    head
+        Only this head, counted from 1.
+    out
+        Where the files go; without it the run's folder.
+    checkpoint
+        last, best, or a step.
+    device
+        auto, cpu, cuda or mps.
+    json_
+        Print one JSON object instead.
+    """
+    run = RunFolder.open(directory)
+    arch = run.config().arch
+    if not has_attention(meta_model(run.config())):
+        having = [name for name in MODELS if has_attention(MODELS[name](MODELS[name].Config.tiny()))]
+        raise InputError(f"{directory} is a run of {arch}, which has no attention; train one of: {', '.join(having)}")
+    for flag, given in (("--text", text), ("--target", target)):
+        if given == "":
+            raise InputError(f"{flag} is empty; give a text of at least one token, or leave it out")
+    chosen, _ = runtime.choose_device(device)
+    found, damaged = run.find(checkpoint)
+    model, tokenizer = load_checkpoint(run, found, chosen)
+    read, tokens = _read(run, model, tokenizer, text, target)
+    layers = attention_layers(model, tokens, None if read is None else _one_row(read, chosen))
+    if not all(one.weights.isfinite().all() for one in layers):
+        raise InputError(f"the attention weights of {found.path} are no numbers; choose another with --checkpoint")
+    try:
+        layers = pick(layers, layer, head)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    sides = {"source": None if read is None else _texts(tokenizer, read), "tokens": _texts(tokenizer, tokens)}
+    content = json.dumps(
+        {"format_version": FORMAT_VERSION, "arch": arch, "step": found.step, **sides, "layers": described(layers)},
+        ensure_ascii=False,
+        allow_nan=False,
+    )
+    introduce(run, found, damaged)
+    if json_:
+        print(content)
+        return 0
+    figure = attention_figure(layers, _labels(tokenizer, tokens), None if read is None else _labels(tokenizer, read))
+    folder = Path(out or directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "attention.json", content.encode() + b"\n")
+        pictures = save_attention(figure, folder)
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}; name another folder with --out") from error
+    print(f"attention of {arch}: {', '.join(map(str, [*pictures, folder / 'attention.json']))}")
+    return 0
+
+
+def _read(
+    run: RunFolder, model: LanguageModel, tokenizer: Tokenizer, text: str | None, target: str | None
+) -> tuple[list[int] | None, list[int]]:
+    """What the encoder reads, where there is one, and what the decoder reads."""
+    limit = DEFAULT_TOKENS if model.context is None else model.context
+    if not model.takes_source and target is None and tokenizer.source is tokenizer:  # one text, and no pair
+        ids = _first(run, min(DEFAULT_TOKENS, limit)) if text is None else tokenizer.encode(text)
+        return None, _fitting(ids, model.context, "--text has")
+    end = tokenizer.end_of_text
+    if end is None:
+        raise InputError("the tokenizer has no end-of-text token, so the run has not learned from pairs of a source "
+                         "and a target; leave --target out")  # fmt: skip
+    context = model.source_context if model.takes_source else model.context
+    if text is None:
+        source = _first(run, context or DEFAULT_TOKENS)
+        source = source[: source.index(end) + 1] if end in source else source
+    else:
+        source = _fitting([*tokenizer.source.encode(text), end], context, "--text with its end has")
+    start = [end] if model.takes_source else source  # a decoder alone reads the source as its beginning
+    if target is None:
+        most = min(2 * len(source) + 16, limit - len(start))
+        row = _one_row(source, next(model.parameters()).device) if model.takes_source else None
+        (tokens,) = generate(model, [start], most, temperature=0, end=end, source=row)
+        say(f"the model's own target: {tokenizer.target.decode(tokens[len(start) :])}")
+    else:
+        what = "--target with its start has" if model.takes_source else "--text and --target have"
+        tokens = _fitting([*start, *tokenizer.target.encode(target)], model.context, what)
+    return source if model.takes_source else None, tokens
+
+
+def _fitting(ids: list[int], context: int | None, what: str) -> list[int]:
+    if context is not None and len(ids) > context:
+        raise InputError(f"{what} {len(ids)} tokens, and the model reads at most {context}; give a shorter text")
+    return ids
+
+
+def _first(run: RunFolder, count: int) -> list[int]:
+    """The first tokens of the validation text."""
+    split = run.splits()["validation"]
+    return split.windows(np.array([0]), min(count, len(split)))[0].tolist()
+
+
+def _one_row(ids: list[int], device: torch.device) -> Source:
+    return Source(torch.tensor([ids], device=device), torch.tensor([len(ids)], device=device))
+
+
+def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [END if token == tokenizer.end_of_text else tokenizer.decode([token]) for token in ids]
+
+
+def _labels(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """The tokens as a person can see them, spaces and line ends too."""
+    return [END if token == tokenizer.end_of_text else visible(tokenizer.token_bytes(token)) for token in ids]

@@ -1,0 +1,122 @@
+"""scratchlm translate DIR: targets for sources, with a model of pairs."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from scratchlm import runtime
+from scratchlm.checkpoint import RunFolder, load_checkpoint
+from scratchlm.cli.flags import Int
+from scratchlm.cli.sample import introduce
+from scratchlm.data.text import read_documents
+from scratchlm.errors import InputError
+from scratchlm.generation import Hypothesis
+from scratchlm.translation import LENGTH_PENALTY, decode, encode_source
+
+LINES = 1000  # of a file that are decoded, and printed, together
+
+
+def command(
+    directory: str,
+    text: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    /,
+    *,
+    beam: Int = 4,
+    alternatives: Int = 1,
+    length_penalty: float = LENGTH_PENALTY,
+    checkpoint: str = "last",
+    average: Int = 1,
+    device: str = "auto",
+    json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> int:
+    """Translate: one line of standard output for each line that comes in.
+
+    Parameters
+    ----------
+    directory
+        The run's folder.
+    text
+        A source, a file with one on each line, or - for standard input, which is also meant where it is left out.
+    beam
+        Hypotheses that are followed at once; 1 is greedy.
+    alternatives
+        Translations of each source, the best first, each behind its score and a tab; at most --beam of them.
+    length_penalty
+        0 compares log-probabilities as they are, which favours short targets; more favours longer ones.
+    checkpoint
+        last, best, or a step.
+    average
+        Take the mean of the weights of so many checkpoints, the newest up to that one.
+    device
+        auto, cpu, cuda or mps.
+    json_
+        Print one JSON object instead.
+    """
+    if not 1 <= alternatives <= beam:
+        raise InputError(f"--alternatives is {alternatives} and --beam {beam}; give 1 <= alternatives <= beam")
+    if not 0 <= length_penalty <= 10:
+        raise InputError(f"--length-penalty is {length_penalty}; it must be from 0 to 10")
+    run = RunFolder.open(directory)
+    config = run.config()
+    if not config.pairs:
+        raise InputError(
+            f"{directory} is a {config.arch} that learned to write from a text, and translates nothing: write with it "
+            f"(scratchlm sample {directory}), or train on pairs (scratchlm train transformer, or "
+            f"scratchlm train {config.arch} --data cmudict)"
+        )
+    chosen, _ = runtime.choose_device(device)
+    found, damaged = run.find(checkpoint)
+    model, tokenizer = load_checkpoint(run, found, chosen, average)
+    assert tokenizer.end_of_text is not None
+    introduce(run, found, damaged, average)
+    translations: list[dict[str, Any]] = []
+    for lines in _sources(text):
+        # an empty line stays one, so that targets stand beside their sources
+        sources = [encode_source(line, model, tokenizer) for line in lines if line.strip()]
+        options = {"beam": beam, "length_penalty": length_penalty, "alternatives": alternatives}
+        decoded = iter(decode(model, sources, tokenizer.end_of_text, **options))
+        for line in lines:
+            hypotheses = next(decoded) if line.strip() else []
+            targets = [(tokenizer.target.decode(one.tokens), one) for one in hypotheses]
+            if json_:
+                translations.append({"source": line, "targets": [_described(*target) for target in targets]})
+            else:
+                _show(targets, alternatives > 1)
+    if json_:
+        print(json.dumps({"step": found.step, "beam": beam, "translations": translations}, ensure_ascii=False))
+    return 0
+
+
+def _sources(text: str | None) -> Iterator[list[str]]:
+    """The sources, without their line ends, as many at once as are there."""
+    if text in (None, "-") and sys.stdin is not None and sys.stdin.isatty():
+        print("one source a line; Ctrl-D ends", file=sys.stderr, flush=True)
+        yield from ([line.rstrip("\n")] for line in sys.stdin)
+        return
+    whole = text
+    if text is None or text == "-" or _is_file(text):
+        whole = read_documents(text or "-")[0]
+    lines = whole.removesuffix("\n").split("\n")
+    yield from (lines[at : at + LINES] for at in range(0, len(lines), LINES))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a character that no name has
+        return False
+
+
+def _described(target: str, hypothesis: Hypothesis) -> dict[str, Any]:
+    return {"target": target, "score": hypothesis.score, "log_probability": hypothesis.log_probability}
+
+
+def _show(targets: Sequence[tuple[str, Hypothesis]], scored: bool) -> None:
+    """One line, or with scores as many as there are targets."""
+    for target, hypothesis in targets or [("", None)]:
+        line = " ".join(target.split("\n"))
+        print(f"{hypothesis.score:.4f}\t{line}" if scored and hypothesis is not None else line, flush=True)

@@ -1,0 +1,189 @@
+"""What a run learns from: a text or pairs, read, split and tokenized, and the batches that they come in."""
+
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from scratchlm import tokenizers
+from scratchlm.config import RunConfig
+from scratchlm.data import corpora
+from scratchlm.data.batches import CarriedStreams, TrainingWindows
+from scratchlm.data.pairs import Pair, Pairs, TrainingPairs, encode_pairs, fitting, is_pairs, read_pairs, split_pairs
+from scratchlm.data.shards import SPLITS, Tokens, dtype_for, encode_documents, split_documents
+from scratchlm.data.text import Errors, read_documents
+from scratchlm.errors import InputError
+from scratchlm.interop.vocabularies import PUBLISHED, named_vocabulary
+from scratchlm.models import MODELS
+from scratchlm.tokenizers import Learning, Tokenizer
+
+LearningTokenizer = Generator[Learning, None, Tokenizer]
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The settings with what follows from the data: whether they are pairs, and which tokenizer they call for.
+
+    Raises InputError where the architecture cannot learn from them.
+    """
+    pairs = config.source is not None or is_pairs(config.data)
+    if MODELS[config.arch].takes_source and not pairs:
+        raise InputError(
+            f"{config.arch} learns from pairs of source and target, and {config.data} is a single text: give two files "
+            "with --source FILE --target FILE, one .tsv file, or a corpus of pairs; scratchlm data list shows them"
+        )
+    if config.carry and pairs:
+        raise InputError("carry needs a text to go through, and pairs are read one by one; leave carry out")
+    corpus = None if config.source is not None or Path(config.data).exists() else corpora.CORPORA.get(config.data)
+    usual = "char" if not pairs else (corpus and corpus.tokenizer) or "bpe"
+    return replace(config, pairs=pairs, tokenizer=config.tokenizer or usual)
+
+
+def training_batches(config: RunConfig, data: Tokens | Pairs) -> TrainingWindows | CarriedStreams | TrainingPairs:
+    """The batches that a run trains on. Raises InputError where the split is too small."""
+    if isinstance(data, Pairs):
+        return TrainingPairs(data, config.batch_tokens, config.seed, joined=not MODELS[config.arch].takes_source)
+    kind = CarriedStreams if config.carry else TrainingWindows
+    return kind(data, config.training_window, config.batch_size, config.seed)
+
+
+def read_data(source: str, errors: Errors = "strict") -> list[str]:
+    """The documents that --data means: a corpus by name, unless there is such a path."""
+    try:
+        named = source not in ("", "-") and not any(mark in source for mark in "./\\") and not Path(source).exists()
+        return [corpora.get(source)] if named else read_documents(source, errors)
+    except OSError as error:
+        raise InputError(f"cannot read {source}: {error.strerror}") from error
+
+
+def _is_published(name: str | None) -> bool:
+    return name in PUBLISHED and not Path(name).is_file()
+
+
+def _published(config: RunConfig) -> LearningTokenizer:
+    if config.vocab_size is not None:
+        raise InputError(
+            f"the vocabulary size is {config.vocab_size}, but {config.tokenizer} has its own; leave --vocab-size out"
+        )
+    assert config.tokenizer is not None
+    yield from ()
+    return named_vocabulary(config.tokenizer)
+
+
+def _covers_any_text(name: str) -> bool:
+    """Whether a tokenizer of this name needs no more than the training text to encode the rest."""
+    return all(
+        part not in Tokenizer.kinds or Tokenizer.kinds[part].covers_any_text for part in name.split("+")
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextMaterial:
+    """The documents of a run, and its splits of them."""
+
+    documents: Sequence[str]
+    parts: Mapping[str, Sequence[str]]
+
+    def learn_tokenizer(self, config: RunConfig) -> LearningTokenizer:
+        """The tokenizer of a run, out of its training text; or of all its text, where it needs to have seen it."""
+        assert config.tokenizer is not None
+        if _is_published(config.tokenizer):
+            return (yield from _published(config))
+        texts = self.parts["train"] if _covers_any_text(config.tokenizer) else self.documents
+        return (yield from tokenizers.learn(config.tokenizer, texts, len(self.documents) > 1, config.vocab_size))
+
+    def tokenize(self, tokenizer: Tokenizer, config: RunConfig) -> dict[str, np.ndarray]:
+        """The splits as tokens. Raises InputError where one is too small to train on or to score."""
+        tokens = {name: encode_documents(part, tokenizer) for name, part in self.parts.items()}
+        training_batches(config, Tokens.of(tokens["train"]))
+        scored = len(tokens["validation"])
+        if scored < 2:
+            raise InputError(
+                f"the validation text has {scored} tokens, and a loss needs two: give a longer text, or a "
+                f"larger share of it; --split says how it is shared, now {tuple(config.split)}"
+            )
+        return tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairMaterial:
+    """The pairs of a run, by split."""
+
+    parts: Mapping[str, Sequence[Pair]]
+
+    def learn_tokenizer(self, config: RunConfig) -> LearningTokenizer:
+        """The tokenizer of a run, out of its training pairs; or of all, where it needs to have seen them."""
+        assert config.tokenizer is not None
+        if _is_published(config.tokenizer):
+            return (yield from _published(config))
+        seen = [self.parts["train"]] if _covers_any_text(config.tokenizer) else self.parts.values()
+        sources = [pair.source for part in seen for pair in part]
+        targets = [pair.target for part in seen for pair in part]
+        return (yield from tokenizers.learn_pair(config.tokenizer, sources, targets, config.vocab_size))
+
+    def tokenize(self, tokenizer: Tokenizer, config: RunConfig) -> dict[str, np.ndarray]:
+        """The splits as flat ids. Pairs that are too long are left out, and a warning names them.
+
+        Raises InputError where none is left to train on or to score.
+        """
+        tokens = {}
+        for name, part in self.parts.items():
+            fits, left_out = fit_pairs(as_pairs(encode_pairs(part, tokenizer), tokenizer), config)
+            if left_out is not None:
+                warnings.warn(f"{name}: {left_out}", stacklevel=2)
+            tokens[name] = fits.ids().astype(dtype_for(tokenizer.vocab_size))
+        if not len(tokens["validation"]):
+            raise InputError(
+                "there is no pair to score: give more pairs, or a larger share of them for validation; "
+                f"--split says how they are shared, now {tuple(config.split)}"
+            )
+        training_batches(config, as_pairs(tokens["train"], tokenizer))
+        return tokens
+
+
+def as_pairs(ids: np.ndarray, tokenizer: Tokenizer) -> Pairs:
+    """Flat ids as the pairs that they are."""
+    assert tokenizer.end_of_text is not None
+    return Pairs(Tokens.of(ids), tokenizer.end_of_text)
+
+
+def fit_pairs(pairs: Pairs, config: RunConfig) -> tuple[Pairs, str | None]:
+    """The pairs that a run's model has room for, and what is to be said of the others."""
+    shape, joined = config.model, not MODELS[config.arch].takes_source
+    limits = {} if joined else {"source_limit": shape.source_context}
+    target_limit = getattr(shape, "context", None)
+    return fitting(pairs, joined, config.batch_tokens, target_limit=target_limit, **limits)
+
+
+def read_scored_pairs(data: str, errors: Errors, config: RunConfig, tokenizer: Tokenizer) -> Pairs:
+    """All pairs that --data means, for a model that is there. Raises InputError where it can read none of them."""
+    pairs = _read([data], errors)
+    fits, left_out = fit_pairs(as_pairs(encode_pairs(pairs, tokenizer), tokenizer), config)
+    if left_out is not None:
+        warnings.warn(left_out, stacklevel=2)
+    return fits
+
+
+def _read(paths: Sequence[str], errors: Errors) -> list[Pair]:
+    pairs, empty = read_pairs(*paths, errors=errors)
+    if empty:
+        warnings.warn(
+            f"{len(empty):,} of {len(empty) + len(pairs):,} pairs have an empty side and are left out (the first: line "
+            f"{empty[0]:,})",
+            stacklevel=2,
+        )
+    return pairs
+
+
+def read_text(config: RunConfig) -> TextMaterial:
+    """The text that a run learns from. Raises InputError where it cannot be read."""
+    documents = read_data(config.data, config.errors)
+    parts = dict(zip(SPLITS, split_documents(documents, config.split), strict=True))
+    return TextMaterial(documents=documents, parts=parts)
+
+
+def read_parallel(config: RunConfig) -> PairMaterial:
+    """The pairs that a run learns from. Raises InputError where they cannot be read."""
+    paths = [config.data] if config.source is None or config.target is None else [config.source, config.target]
+    return PairMaterial(parts=split_pairs(_read(paths, config.errors), config.split))
