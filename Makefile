@@ -38,6 +38,7 @@ bench: setup
 	$(BIN)/python benchmarks/bpe.py
 	$(BIN)/python benchmarks/recurrence.py
 	$(BIN)/python benchmarks/cnn.py
+	$(BIN)/python benchmarks/transformer_step.py
 
 clean:
 	rm -rf $(VENV)
