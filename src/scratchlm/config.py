@@ -68,7 +68,7 @@ class RunConfig:
         tokenizer: A kind (char, symbols, byte, bpe), two for the two sides of pairs (char+symbols), a published
             vocabulary (gpt2, cl100k, o200k) or a tokenizer's file; none: char for text, what the corpus calls for or
             bpe for pairs.
-        vocab_size: Tokens of a bpe tokenizer that the run trains, special ones not counted; none: 1024.
+        vocab_size: Tokens of a bpe tokenizer that the run trains, special ones not counted; none: 1024, of pairs 4000.
         steps: Optimizer steps.
         horizon: Steps that the schedule is laid out for; none: all of them. Steps beyond it run at its last rate.
         batch_size: Windows in a step.

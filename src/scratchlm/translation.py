@@ -209,7 +209,8 @@ def error_rates(translated: Sequence[Translated]) -> ErrorRates:
 def bleu(translated: Sequence[Translated], bootstrap: int = 0) -> Bleu:
     """Corpus BLEU. `bootstrap`: samples of sources that an interval is made of; none without."""
     most = max(len(one.references) for one in translated)
-    streams = [[(*one.references, *[None] * most)[i] for one in translated] for i in range(most)]
+    # sacrebleu takes a missing reference as None, which its types do not say
+    streams: list[Any] = [[(*one.references, *[None] * most)[i] for one in translated] for i in range(most)]
     metric = sacrebleu.BLEU()
     options = {"n_bootstrap": bootstrap} if bootstrap else {}
     score = metric.corpus_score([one.target for one in translated], streams, **options)

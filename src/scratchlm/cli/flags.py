@@ -12,7 +12,8 @@ from cyclopts import Parameter
 from scratchlm.config import OptimConfig, RunConfig
 from scratchlm.models import MODELS
 
-HIDDEN = {"arch", "preset", "model", "optim", "horizon", "pairs", "model.vocab_size"}  # no flags: given otherwise, or never
+# no flags: given otherwise, found out, or never chosen
+HIDDEN = {"arch", "preset", "model", "optim", "horizon", "pairs", "model.vocab_size"}
 
 
 def whole_number(hint: Any, tokens: Sequence[Any]) -> int:

@@ -134,18 +134,15 @@ class View:
         config, self.step, self.steps = record.config, record.step, record.config.steps
         self.bar.update(self.task, total=self.steps, completed=self.step)
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
-        size = (
-            f"up to {config.batch_tokens:,} tokens of either side"
-            if config.pairs
-            else f"{config.batch_size} x {config.training_window} = {config.batch_size * config.training_window:,} tokens"
-        )
+        rows, window = config.batch_size, config.training_window
+        size = f"{rows} x {window} = {rows * window:,} tokens"
+        if config.pairs:
+            size = f"up to {config.batch_tokens:,} tokens of either side"
         say(
             f"{config.arch}, {record.parameters:,} parameters, on {record.device}; {config.data_name}: "
             f"{record.train_tokens:,} training tokens ({self.tokenizer.kind}, vocabulary {self.tokenizer.vocab_size:,})"
         )
-        say(
-            f"{self.steps:,} steps of {size}{parts}: the text {record.epochs:.2f} times; run folder {self.run.path}"
-        )
+        say(f"{self.steps:,} steps of {size}{parts}: the text {record.epochs:.2f} times; run folder {self.run.path}")
         if record.step:
             say(f"going on after step {record.step:,}")
 

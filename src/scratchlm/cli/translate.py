@@ -76,11 +76,11 @@ def command(
     translations: list[dict[str, Any]] = []
     for lines in _sources(text):
         # an empty line stays one, so that targets stand beside their sources
-        sources = [encode_source(line, model, tokenizer) for line in lines if line.strip()]
+        sources = [encode_source(line, model, tokenizer) for line in lines if line]
         options = {"beam": beam, "length_penalty": length_penalty, "alternatives": alternatives}
         decoded = iter(decode(model, sources, tokenizer.end_of_text, **options))
         for line in lines:
-            hypotheses = next(decoded) if line.strip() else []
+            hypotheses = next(decoded) if line else []
             targets = [(tokenizer.target.decode(one.tokens), one) for one in hypotheses]
             if json_:
                 translations.append({"source": line, "targets": [_described(*target) for target in targets]})
@@ -92,15 +92,14 @@ def command(
 
 
 def _sources(text: str | None) -> Iterator[list[str]]:
-    """The sources, without their line ends, as many at once as are there."""
+    """The sources, without white space around them, as many at once as are there."""
     if text in (None, "-") and sys.stdin is not None and sys.stdin.isatty():
         print("one source a line; Ctrl-D ends", file=sys.stderr, flush=True)
-        yield from ([line.rstrip("\n")] for line in sys.stdin)
+        yield from ([line.strip()] for line in sys.stdin)
         return
-    whole = text
     if text is None or text == "-" or _is_file(text):
-        whole = read_documents(text or "-")[0]
-    lines = whole.removesuffix("\n").split("\n")
+        text = read_documents(text or "-")[0]
+    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
     yield from (lines[at : at + LINES] for at in range(0, len(lines), LINES))
 
 

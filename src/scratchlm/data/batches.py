@@ -53,12 +53,6 @@ class Batch:
         """Targets that count."""
         return int((self.targets != IGNORED).sum())
 
-    @property
-    def token_count(self) -> int:
-        """Tokens that are read: those of the sources, and each row up to its last target; padding is not counted."""
-        reach = (self.targets != IGNORED) * torch.arange(1, self.targets.shape[1] + 1, device=self.targets.device)
-        return int(reach.amax(1).sum()) + (0 if self.source is None else int(self.source.lengths.sum()))
-
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:

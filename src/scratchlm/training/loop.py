@@ -25,13 +25,14 @@ from scratchlm.checkpoint import (
     restore_weights,
 )
 from scratchlm.config import RunConfig
-from scratchlm.errors import InputError
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens
+from scratchlm.errors import InputError
 from scratchlm.evaluation import Score, carried_loss, evaluate
 from scratchlm.generation import Sampling, stream
 from scratchlm.model import State
 from scratchlm.tokenizers import whole_characters
+from scratchlm.training.material import training_batches
 from scratchlm.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
 from scratchlm.training.records import (
     DivergenceError,
@@ -44,7 +45,6 @@ from scratchlm.training.records import (
     Saved,
     Started,
 )
-from scratchlm.training.material import training_batches
 from scratchlm.training.step import TrainingStep, Updated, restore_states, state_tensors, update
 from scratchlm.translation import Translated, a_few, as_lines, measure, translate_pairs
 

@@ -20,6 +20,7 @@ from scratchlm.interop.vocabularies import PUBLISHED, named_vocabulary
 from scratchlm.models import MODELS
 from scratchlm.tokenizers import Learning, Tokenizer
 
+PAIRS_VOCABULARY = 4000  # tokens of a bpe tokenizer for two languages, unless another size is asked for
 LearningTokenizer = Generator[Learning, None, Tokenizer]
 
 
@@ -37,8 +38,10 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.carry and pairs:
         raise InputError("carry needs a text to go through, and pairs are read one by one; leave carry out")
     corpus = None if config.source is not None or Path(config.data).exists() else corpora.CORPORA.get(config.data)
-    usual = "char" if not pairs else (corpus and corpus.tokenizer) or "bpe"
-    return replace(config, pairs=pairs, tokenizer=config.tokenizer or usual)
+    own = None if corpus is None else corpus.tokenizer
+    tokenizer = config.tokenizer or own or ("bpe" if pairs else "char")
+    size = PAIRS_VOCABULARY if pairs and tokenizer == "bpe" and config.vocab_size is None else config.vocab_size
+    return replace(config, pairs=pairs, tokenizer=tokenizer, vocab_size=size)
 
 
 def training_batches(config: RunConfig, data: Tokens | Pairs) -> TrainingWindows | CarriedStreams | TrainingPairs:
@@ -74,9 +77,7 @@ def _published(config: RunConfig) -> LearningTokenizer:
 
 def _covers_any_text(name: str) -> bool:
     """Whether a tokenizer of this name needs no more than the training text to encode the rest."""
-    return all(
-        part not in Tokenizer.kinds or Tokenizer.kinds[part].covers_any_text for part in name.split("+")
-    )
+    return all(part not in Tokenizer.kinds or Tokenizer.kinds[part].covers_any_text for part in name.split("+"))
 
 
 @dataclass(frozen=True, kw_only=True)
