@@ -27,6 +27,7 @@ ALLOWED = {
     "data": {"data", "tokenizers", "errors", "files", "model"},
     "generation": {"model"},
     "evaluation": {"data", "model", "errors", "generation"},
+    "translation": {"data", "errors", "generation", "model", "tokenizers"},
     "config": {"models", "errors"},
     "checkpoint": {"checkpoint", "config", "data", "errors", "files", "model", "models", "tokenizers"},
     "interop": {"data", "errors", "files", "interop", "tokenizers"},
@@ -38,7 +39,7 @@ ALLOWED = {
     },
     "training": {
         "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "interop", "model", "models",
-        "runtime", "tokenizers", "training",
+        "runtime", "tokenizers", "training", "translation",
     },
 }  # fmt: skip
 

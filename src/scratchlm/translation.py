@@ -134,7 +134,8 @@ def translate_pairs(
 
 def a_few(translated: Sequence[Translated], count: int = 6) -> list[Translated]:
     """Some of them, from all over."""
-    return [translated[at * len(translated) // count] for at in range(min(count, len(translated)))]
+    count = min(count, len(translated))
+    return [translated[at * len(translated) // count] for at in range(count)]
 
 
 def as_lines(translated: Sequence[Translated]) -> str:

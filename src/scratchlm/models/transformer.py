@@ -16,12 +16,10 @@ Departures: the linear maps of attention have biases, as in the implementations 
 paper's equation. The decoder starts with the token that ends a text, which stands for the paper's start symbol. The
 norm "pre", attention dropout and hidden dropout are later variants, off by default. "pre" puts one more norm at the end
 of each stack, since its stream is never normalised otherwise.
-
 A mask is true where attention is blocked. A query that may see nothing, since its source is empty, gets zeros.
 
-What is sharded and checkpointed piece by piece lies in two lists: `encoder` holds the encoder's blocks, `blocks` the
-decoder's. The cross-attention's keys and values are made once a source, outside of the blocks, so their maps are
-modules of their own in `source_memories`.
+What is sharded piece by piece lies in two lists: `encoder` holds the encoder's blocks, `blocks` the decoder's. The keys
+and values of cross-attention are made once a source, so their maps are modules of their own in `source_memories`.
 
 Letters in shapes: B batch, R source rows, T new tokens, S source tokens, D dim, H heads, K head width, V vocabulary.
 """
@@ -362,39 +360,37 @@ class Transformer(LanguageModel):
 _ADAM = {"beta2": 0.98, "eps": 1e-9, "weight_decay": 0.0}
 
 
+def _shape(dim: int, depth: int, heads: int, dropout: float, **more: object) -> dict[str, object]:
+    dropouts = {"dropout": dropout, "embedding_dropout": dropout}
+    return {"dim": dim, "depth": depth, "heads": heads, "hidden_dim": 4 * dim, **dropouts, **more}
+
+
 def _paper(steps: int, dim: int, heads: int, dropout: float) -> dict[str, object]:
-    """One of the paper's models with its recipe for English to German: 25,000 tokens of each side a step."""
-    shape = {"vocab_size": 37_000, "dim": dim, "depth": 6, "heads": heads, "hidden_dim": 4 * dim}
+    """One of the paper's models with its recipe for English to German; equation 3 peaks at this rate, at step 4,000."""
     return {
         "steps": steps,
         "batch_tokens": 25_000,
         "label_smoothing": 0.1,
-        "model": {**shape, "dropout": dropout, "embedding_dropout": dropout},
-        # equation 3 has its peak, which is the rate here, at the end of the warm-up
+        "model": _shape(dim, 6, heads, dropout, vocab_size=37_000),
         "optim": {"schedule": "noam", "lr": (dim * 4000) ** -0.5, "warmup": 4000, "grad_clip": 0.0, **_ADAM},
     }
 
 
-def _small(dim: int, dropout: float) -> dict[str, object]:
-    shape = {"dim": dim, "depth": 3, "heads": 4, "hidden_dim": 4 * dim, "norm": "pre"}
-    return {**shape, "dropout": dropout, "embedding_dropout": dropout}
-
-
 Transformer.presets = {
-    "cmudict": {  # about 25 minutes on two cores; what it was chosen from is in docs/transformer.md
+    "cmudict": {  # 23 minutes on two cores; what it was chosen from is in docs/transformer.md
         "data": "cmudict",
         "steps": 8000,
         "eval_every": 1000,
         "label_smoothing": 0.1,
-        "model": {"context": 64, "source_context": 64, **_small(dim=128, dropout=0.0)},
+        "model": _shape(128, 3, 4, 0.0, norm="pre", context=64, source_context=64),
         "optim": {"lr": 2.5e-3, "min_lr": 1e-5, "warmup": 400, **_ADAM},
     },
-    "laptop": {  # sentences of up to 100 tokens, about 40 minutes on two cores
+    "laptop": {  # sentences
         "steps": 4000,
         "eval_every": 400,
         "keep": 5,  # to be averaged
         "label_smoothing": 0.1,
-        "model": {"context": 128, "source_context": 128, **_small(dim=256, dropout=0.2)},
+        "model": _shape(256, 3, 4, 0.2, norm="pre", context=128, source_context=128),
         "optim": {"lr": 1e-3, "min_lr": 1e-5, "warmup": 400, **_ADAM},
     },
     "base": _paper(100_000, 512, 8, 0.1),

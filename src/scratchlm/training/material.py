@@ -131,9 +131,7 @@ class PairMaterial:
         """
         tokens = {}
         for name, part in self.parts.items():
-            fits, left_out = fit_pairs(as_pairs(encode_pairs(part, tokenizer), tokenizer), config)
-            if left_out is not None:
-                warnings.warn(f"{name}: {left_out}", stacklevel=2)
+            fits = fit_pairs(as_pairs(encode_pairs(part, tokenizer), tokenizer), config, f"{name}: ")
             tokens[name] = fits.ids().astype(dtype_for(tokenizer.vocab_size))
         if not len(tokens["validation"]):
             raise InputError(
@@ -150,21 +148,23 @@ def as_pairs(ids: np.ndarray, tokenizer: Tokenizer) -> Pairs:
     return Pairs(Tokens.of(ids), tokenizer.end_of_text)
 
 
-def fit_pairs(pairs: Pairs, config: RunConfig) -> tuple[Pairs, str | None]:
-    """The pairs that a run's model has room for, and what is to be said of the others."""
+def fit_pairs(pairs: Pairs, config: RunConfig, name: str = "") -> Pairs:
+    """The pairs that a run's model and batch have room for; a warning, which begins with `name`, tells of the others.
+
+    Raises InputError where there are pairs, but room for none.
+    """
     shape, joined = config.model, not MODELS[config.arch].takes_source
     limits = {} if joined else {"source_limit": shape.source_context}
     target_limit = getattr(shape, "context", None)
-    return fitting(pairs, joined, config.batch_tokens, target_limit=target_limit, **limits)
+    fits, left_out = fitting(pairs, joined, config.batch_tokens, target_limit=target_limit, **limits)
+    if left_out is not None:
+        warnings.warn(f"{name}{left_out}", stacklevel=2)
+    return fits
 
 
 def read_scored_pairs(data: str, errors: Errors, config: RunConfig, tokenizer: Tokenizer) -> Pairs:
     """All pairs that --data means, for a model that is there. Raises InputError where it can read none of them."""
-    pairs = _read([data], errors)
-    fits, left_out = fit_pairs(as_pairs(encode_pairs(pairs, tokenizer), tokenizer), config)
-    if left_out is not None:
-        warnings.warn(left_out, stacklevel=2)
-    return fits
+    return fit_pairs(as_pairs(encode_pairs(_read([data], errors), tokenizer), tokenizer), config)
 
 
 def _read(paths: Sequence[str], errors: Errors) -> list[Pair]:
