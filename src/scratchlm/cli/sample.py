@@ -80,6 +80,10 @@ def command(
         StopAt(stop or [])
     except ValueError as error:
         raise InputError(str(error)) from error
+    if run.config().pairs:
+        raise InputError(
+            f"{directory} learned to make targets of sources; give it a source: scratchlm translate {directory} TEXT"
+        )
     chosen, _ = runtime.choose_device(device)
     texts = [_prompt(text) for text in prompt or [""]]
     found, damaged = run.find(checkpoint)
