@@ -21,8 +21,12 @@ COMMANDS = [
 
 @pytest.fixture
 def with_a_run(tmp_path, monkeypatch, capsys):
-    """A folder in which my.txt was written and `scratchlm train gpt` was run."""
+    """A folder in which a text and pairs were written, and `scratchlm train gpt` was run."""
     monkeypatch.chdir(tmp_path)
+    words = ["scratch", "crash", "chart", "arch"]
+    sides = [[f"{one} {other}" for one in words for other in words] * 4, ["S K R AE CH"] * 64]
+    for name, lines in zip(("de.txt", "en.txt", "pairs.tsv"), (*sides, map("\t".join, zip(*sides))), strict=True):
+        Path(name).write_text("\n".join(lines), encoding="utf-8")
     Path("my.txt").write_text("ROMEO:\n" + TEXT * 3, encoding="utf-8")
     assert main(["train", "gpt", "--data=my.txt", "--model.heads=2", *TINY]) == 0
     capsys.readouterr()
@@ -36,8 +40,13 @@ def test_the_readme_has_commands():
 def test_a_command_of_the_readme(command, with_a_run):
     if command[:2] == ["tokenizer", "show"]:
         assert main(["tokenizer", "train", "my.txt", "--out=my.json", "--vocab-size=280"]) == 0
+    pairs = ["--data=pairs.tsv", "--tokenizer=char+symbols"]
+    if "runs/transformer" in command:
+        assert main(["train", "transformer", *pairs, *TINY]) == 0
     small = TINY if command[0] == "train" and "--help" not in command else []
-    data = ["--data=my.txt"] if small and "--data" not in command else []
+    data = [] if not small or {"--data", "--source"} & {*command} else ["--data=my.txt"]
+    if command[:2] == ["train", "transformer"]:
+        data = pairs if data else ["--tokenizer=char+symbols"]
     heads = ["--model.heads=2"] if small and command[1] == "gpt" else []
     assert main([*command, *small, *data, *heads]) == 0
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from scratchlm.config import RunConfig
     from scratchlm.errors import InputError
     from scratchlm.evaluation import evaluate
-    from scratchlm.generation import generate
-    from scratchlm.model import LanguageModel, State, record
+    from scratchlm.generation import beam_search, generate
+    from scratchlm.model import LanguageModel, Source, State, record
     from scratchlm.models import MODELS
     from scratchlm.training.loop import train
     from scratchlm.training.setup import create_run
@@ -23,7 +23,9 @@ _PLACES = {
     "MODELS": "scratchlm.models",
     "RunConfig": "scratchlm.config",
     "RunFolder": "scratchlm.checkpoint",
+    "Source": "scratchlm.model",
     "State": "scratchlm.model",
+    "beam_search": "scratchlm.generation",
     "create_run": "scratchlm.training.setup",
     "evaluate": "scratchlm.evaluation",
     "generate": "scratchlm.generation",
@@ -39,8 +41,10 @@ __all__ = [
     "LanguageModel",
     "RunConfig",
     "RunFolder",
+    "Source",
     "State",
     "__version__",
+    "beam_search",
     "create_run",
     "evaluate",
     "generate",
