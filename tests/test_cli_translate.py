@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import sys
 
 import pytest
@@ -108,6 +109,41 @@ def test_greedy_and_averaged(runs, call):
     assert "mean of the weights of steps 4, 8" in err
 
 
+def test_standard_input_may_come_in_odd_forms(runs, call, refuse, monkeypatch, tmp_path):
+    (tmp_path / "two.jsonl").write_text('"ab"\n"ba"\n', encoding="utf-8")
+    (tmp_path / "empty").write_text("", encoding="utf-8")
+    refuse("translate", runs["transformer"], "two.jsonl", words=["line 1: the character"])
+    refuse("translate", runs["transformer"], "empty", words=["empty is empty; give a source on each line"])
+    refuse("translate", runs["transformer"], typed="", words=["standard input is empty"])
+    refuse("translate", runs["transformer"], typed="ab\naz\n", words=["line 2: the character 'z'"])
+    code, _, err = call("translate", runs["gpt"], "cab.cab")
+    assert code == 2
+    assert "there is no file cab.cab, so this is taken for a text" in err
+    monkeypatch.setattr(sys, "stdin", None)
+    refuse("translate", runs["transformer"], words=["standard input is closed; give a file"])
+
+
+def test_what_a_person_types_wrong_ends_nothing(runs, call, monkeypatch):
+    class Terminal(io.TextIOWrapper):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal(io.BytesIO(b"abz\n\ncab\n")))
+    code, out, err = call("translate", runs["transformer"])
+    assert code == 0
+    assert out.splitlines()[-1] == expected(runs["transformer"], "cab")[0][1]
+    assert "the character 'z' at position 2" in err
+
+
+def test_a_pipe_is_read_as_a_file(runs, call):
+    read, write = os.pipe()
+    os.write(write, b"cab\n")
+    os.close(write)
+    _, out, _ = call("translate", runs["transformer"], f"/dev/fd/{read}")
+    os.close(read)
+    assert out.removesuffix("\n") == expected(runs["transformer"], "cab")[0][1]
+
+
 def test_many_lines_are_translated_in_their_order(runs, call, monkeypatch, tmp_path):
     monkeypatch.setattr("scratchlm.cli.translate.LINES", 7)
     (tmp_path / "file.txt").write_text("\n".join(WORDS[:20]), encoding="utf-8")
@@ -137,6 +173,9 @@ def test_a_run_of_a_text_translates_nothing(call, refuse, tmp_path):
     shape = ["--model.dim", 16, "--model.depth", 1, "--model.heads", 2, "--model.context", 16]
     code, _, _ = call("train", "gpt", "--data", "text.txt", "--steps", 2, *shape, "--device", "cpu", "--out", "run")
     assert code == 0
+    (tmp_path / "pairs.tsv").write_text("\n".join(LINES), encoding="utf-8")
+    refuse("eval", "run", "--data", "pairs.tsv", words=["pairs.tsv hold pairs", "run learned from a text"])
+    refuse("eval", "run", "--source", "pairs.tsv", words=["--source FILE with --target FILE"])
     refuse("translate", "run", "abc", words=["run is a gpt that learned to write from a text", "--data cmudict"])
 
 
@@ -148,6 +187,10 @@ def test_eval_gives_losses_and_error_rates(runs, call, tmp_path):
     assert (figures["sources"], figures["beam"], figures["tokens"]) == (9, 1, 45)
     (tmp_path / "more.tsv").write_text("\n".join(LINES[-9:]), encoding="utf-8")  # the same as the test split
     again = json.loads(call("eval", runs["transformer"], "--data", "more.tsv", "--json")[1])
+    assert again == figures
+    for name, side in (("a", 0), ("b", 1)):
+        (tmp_path / name).write_text("\n".join(line.split("\t")[side] for line in LINES[-9:]), encoding="utf-8")
+    again = json.loads(call("eval", runs["transformer"], "--source", "a", "--target", "b", "--json")[1])
     assert again == figures
     code, out, _ = call("eval", runs["gpt"], "--beam", 2)
     assert code == 0
@@ -177,6 +220,17 @@ def test_no_flags_mean_the_dictionary_and_fit_the_machine(call, monkeypatch):
     seen.clear()
     assert call("train", "transformer", "--source", "a", "--target", "b")[0] == 0
     assert (seen["preset"], seen["source"], seen["target"], seen.get("data")) == ("laptop", "a", "b", None)
+    seen.clear()
+    assert call("train", "transformer", "--preset", "base")[0] == 0
+    assert (seen["data"], seen["preset"], seen["fit"]) == ("cmudict", "base", None)
+
+
+def test_data_stand_over_the_pairs_of_a_file_of_settings(call, monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(training, "_train", lambda settings, out, fit: seen.update(settings) or 0)
+    (tmp_path / "c.toml").write_text('source = "a"\ntarget = "b"\n', encoding="utf-8")
+    assert call("train", "transformer", "--config", "c.toml", "--data", "p.tsv")[0] == 0
+    assert (seen["data"], seen.get("source"), seen.get("target")) == ("p.tsv", None, None)
 
 
 def test_bad_pairs_are_refused_before_anything_is_written(refuse, tmp_path):

@@ -1,6 +1,7 @@
 """Runs on pairs: from files to a trained model, killed and resumed, for encoder-decoders and decoder-only models."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from runs import die_once, metrics_without_clock, same_end
 from scratchlm import checkpoint, evaluation
+from scratchlm.cli import progress
 from scratchlm.config import OptimConfig, default_preset, make_config
 from scratchlm.data.batches import IGNORED
 from scratchlm.errors import InputError
+from scratchlm.files import write_json
 from scratchlm.models import MODELS
 from scratchlm.training import loop, optim
 from scratchlm.training.records import Evaluated, Sampled
@@ -93,6 +96,49 @@ def test_a_run_that_dies_in_an_epoch_goes_on_bit_for_bit(new_pair_run, arch, die
     count = loop.training_batches(untouched.config(), untouched.pairs()["train"]).count
     assert count > 4
     assert at % count, "in the middle of an epoch"
+
+
+def test_a_run_of_before_there_was_label_smoothing_goes_on(new_pair_run):
+    killed, untouched = new_pair_run(), new_pair_run()
+    list(loop.train(untouched))
+    die_once(killed, "update", 5)
+    state = killed.checkpoint("last").path / "state.json"
+    content = json.loads(state.read_text(encoding="utf-8"))
+    del content["checksum"]
+    content["position"]["pending"] = [{"lr": 0.1, "loss": 2.0, "grad_norm": 1.0}]
+    write_json(state, content)
+    list(loop.train(killed))
+    assert killed.checkpoint("last").step == 12
+
+
+def test_numbers_alone_go_to_a_logger(tmp_path, monkeypatch):
+    """A signature of BLEU is no number, which TensorBoard refuses."""
+    rows = [f"{a}\tthe {a} and the {b} went up" for a in WORDS for b in WORDS[:2]]
+    (tmp_path / "text.tsv").write_text("\n".join(rows), encoding="utf-8")
+    logged = []
+
+    class Logger:
+        def log(self, numbers, step):
+            logged.append(numbers)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(progress, "open_logger", lambda *_: Logger())
+    shape = {**MODEL["transformer"], "context": 64, "source_context": 64}
+    settings = {**SETTINGS, "arch": "transformer", "data": str(tmp_path / "text.tsv"), "model": shape}
+    changed = {"tokenizer": "bpe", "vocab_size": 280, "batch_tokens": 400}
+    assert progress.follow(create_run({**settings, **changed}, tmp_path / "run")[0]) == 0
+    assert any("bleu" in numbers for numbers in logged)
+    assert all(isinstance(value, (int, float)) for numbers in logged for value in numbers.values())
+
+
+def test_few_of_many_pairs_are_translated_while_it_trains(new_pair_run, monkeypatch):
+    monkeypatch.setattr(loop, "TRANSLATED", 3)
+    run = new_pair_run()
+    scored = [record for record in loop.train(run) if isinstance(record, Evaluated)]
+    assert {record.quality.sources for record in scored} == {3}
+    assert {record.score.tokens for record in scored} == {40}, "the loss is over all of them"
 
 
 def test_parts_of_a_batch_change_nothing_but_rounding(new_pair_run):
@@ -177,6 +223,7 @@ def test_presets_are_chosen_by_the_data():
     assert default_preset("transformer", "bible-de-en") == "laptop"
     assert default_preset("transformer", "my.tsv") == "laptop"
     assert default_preset("gpt", "shakespeare") == "laptop"
+    assert default_preset("gpt", "gpt2") == "laptop", "a folder may have a preset's name"
 
 
 # What does not fit
@@ -211,9 +258,17 @@ def test_what_makes_no_pairs_is_refused(tmp_path, new_pair_run):
         ({"carry": True}, "leave carry out"),
         ({"split": (1.0, 0.0, 0.0)}, "no pair to score"),
         ({"split": (0.0, 0.5, 0.5)}, "no pair to learn from"),
-        ({"batch_tokens": 4}, "81 of 81 pairs are too long|are too long and are left out"),
+        (
+            {"batch_tokens": 4},
+            r"train: \d+ of \d+ pairs are too long.*; give shorter pairs, a larger batch",
+        ),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"tokenizer": "char+nonsense"}, "nonsense"),
+        (
+            {"arch": "gpt", "data": text},
+            r"char\+symbols is one for each side of pairs, and .*text.txt is a single text",
+        ),
+        ({"data": ""}, "is a single text|empty"),
     ]:
         with pytest.raises(InputError, match=message):
             new_pair_run(**settings)

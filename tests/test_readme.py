@@ -25,7 +25,8 @@ def with_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = ["scratch", "crash", "chart", "arch"]
     sides = [[f"{one} {other}" for one in words for other in words] * 4, ["S K R AE CH"] * 64]
-    for name, lines in zip(("de.txt", "en.txt", "pairs.tsv"), (*sides, map("\t".join, zip(*sides))), strict=True):
+    pairs = map("\t".join, zip(*sides, strict=True))
+    for name, lines in (("de.txt", sides[0]), ("en.txt", sides[1]), ("pairs.tsv", pairs)):
         Path(name).write_text("\n".join(lines), encoding="utf-8")
     Path("my.txt").write_text("ROMEO:\n" + TEXT * 3, encoding="utf-8")
     assert main(["train", "gpt", "--data=my.txt", "--model.heads=2", *TINY]) == 0

@@ -62,8 +62,8 @@ class RunConfig:
         data: A corpus by name, a file (.tsv holds pairs: source, tab, target), a folder, or - for standard input.
         source: A file with a source on each line, for models of pairs; its translations are in target.
         target: A file with the targets of source, line by line.
-        pairs: Whether the data are pairs of source and target; create_run finds out.
-        split: Shares of training, validation and test text.
+        pairs: Whether the data are pairs of source and target, which create_run finds out.
+        split: Shares of training, validation and test text; a corpus of pairs brings its own split.
         errors: Bytes that are not UTF-8: strict stops, replace puts U+FFFD there.
         tokenizer: A kind (char, symbols, byte, bpe), two for the two sides of pairs (char+symbols), a published
             vocabulary (gpt2, cl100k, o200k) or a tokenizer's file; none: char for text, what the corpus calls for or
@@ -71,10 +71,10 @@ class RunConfig:
         vocab_size: Tokens of a bpe tokenizer that the run trains, special ones not counted; none: 1024, of pairs 4000.
         steps: Optimizer steps.
         horizon: Steps that the schedule is laid out for; none: all of them. Steps beyond it run at its last rate.
-        batch_size: Windows in a step.
+        batch_size: Windows in a step, where the data are a text.
         batch_tokens: Tokens of either side in a step where the data are pairs, padding included.
         label_smoothing: Share of the target that training spreads evenly over the whole vocabulary.
-        window: Tokens of a window; none: the model's context, or 256 where it has no limit.
+        window: Tokens of a window of a text; none: the model's context, or 256 where it has no limit.
         carry: Read the text in streams and carry the state from window to window (truncated backpropagation).
         accumulate: Parts that a step's batch is computed in, to save memory.
         eval_every: Steps between evaluations.
@@ -126,7 +126,7 @@ class RunConfig:
             raise ValueError(f"patience is {self.patience}; it must be at least 1, or left out")
         if self.horizon is not None and self.horizon < 1:
             raise ValueError(f"horizon is {self.horizon}; it must be at least 1, or left out")
-        if self.accumulate > self.batch_size:
+        if self.accumulate > self.batch_size and not self.pairs:
             raise ValueError(f"accumulate is {self.accumulate}, but a batch has only {self.batch_size} windows")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must be at least 0 and below 1")
@@ -161,9 +161,10 @@ class RunConfig:
 def default_preset(arch: str, data: str | None = None) -> str | None:
     """The preset that a run takes when it names none: the data's own, else the first that is for any data."""
     presets = MODELS[arch].presets
-    if data is None or data in presets:
-        return data or next(iter(presets), None)
-    return next((name for name, settings in presets.items() if "data" not in settings), None)
+    if data is None:
+        return next(iter(presets), None)
+    own = (name for name, settings in presets.items() if settings.get("data") == data)
+    return next(own, next((name for name, settings in presets.items() if "data" not in settings), None))
 
 
 def preset_settings(arch: str, preset: str | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def decode(
     `sources` hold ids, their end token last. Raises ValueError as `beam_search` does.
     """
     found: list[list[Hypothesis]] = [[]] * len(sources)
-    for rows in _batches([len(source) for source in sources], BATCH_TOKENS // beam):
+    for rows in _batches([len(source) for source in sources], BATCH_TOKENS // max(1, beam)):
         batch = [sources[row] for row in rows]
         given, prompts = None, batch
         if model.takes_source:
@@ -171,11 +171,16 @@ class ErrorRates:
 
 @dataclass(frozen=True, kw_only=True)
 class Bleu:
-    """BLEU as sacrebleu computes it, with its signature. `interval`: half the width of 95 % by bootstrap, if asked."""
+    """BLEU as sacrebleu computes it, with its signature. `interval`: half the width of 95 % by bootstrap, if asked.
+
+    `exact` is the share of targets that equal a reference: all that can be said of targets of fewer than four words, since
+    BLEU counts four in a row.
+    """
 
     bleu: float
     signature: str
     sources: int
+    exact: float
     interval: float | None = None
 
     def fields(self) -> dict[str, Any]:
@@ -183,12 +188,16 @@ class Bleu:
         return {
             "bleu": self.bleu,
             "bleu_signature": self.signature,
+            "exact": self.exact,
             **({} if self.interval is None else {"bleu_interval": self.interval}),
         }
 
     def __str__(self) -> str:
         interval = "" if self.interval is None else f" +- {self.interval:.1f}"
-        return f"BLEU {self.bleu:.1f}{interval} over {self.sources:,} sources ({self.signature})"
+        return (
+            f"BLEU {self.bleu:.1f}{interval} over {self.sources:,} sources ({self.signature}), "
+            f"exactly right {self.exact:.1%}"
+        )
 
 
 Quality = ErrorRates | Bleu
@@ -219,6 +228,7 @@ def bleu(translated: Sequence[Translated], bootstrap: int = 0) -> Bleu:
         bleu=score.score,
         signature=str(metric.get_signature()),
         sources=len(translated),
+        exact=sum(one.target in one.references for one in translated) / len(translated),
         interval=getattr(score, "_ci", None) if bootstrap else None,
     )
 

@@ -68,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refuse(f"{error.filename} is too long for a name of a file; give a shorter one")
     except MemoryError:
-        return _refuse("not enough memory; make the model (--model.*) or the batch (--batch-size) smaller")
+        return _refuse(
+            "not enough memory; make the model (--model.*) or the batch (--batch-size, of pairs --batch-tokens) smaller"
+        )
 
 
 def _reader_left() -> int:

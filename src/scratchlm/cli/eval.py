@@ -12,6 +12,7 @@ from scratchlm.checkpoint import RunFolder, load_checkpoint
 from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.cli.sample import introduce
 from scratchlm.data.pair_batches import Pairs
+from scratchlm.data.pairs import is_pairs
 from scratchlm.data.shards import Tokens, encode_documents
 from scratchlm.errors import InputError
 from scratchlm.evaluation import carried_loss, evaluate
@@ -24,6 +25,8 @@ def command(
     /,
     *,
     data: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    source: str | None = None,
+    target: str | None = None,
     errors: Literal["strict", "replace"] = "strict",
     split: Literal["val", "test"] = "val",
     window: OptionalInt = None,
@@ -44,7 +47,11 @@ def command(
         The run's folder.
     data
         Another text, all of it: a corpus by name, a file, a folder, or - for standard input; for a model of pairs a
-        .tsv file of them.
+        corpus of them or a .tsv file.
+    source
+        A file of other pairs' sources, one on each line, in place of --data.
+    target
+        The file of their targets.
     errors
         Bytes of it that are not UTF-8: strict stops, replace puts U+FFFD there.
     split
@@ -74,14 +81,22 @@ def command(
     found, damaged = run.find(checkpoint)
     model, tokenizer = load_checkpoint(run, found, chosen, average)
     given: Tokens | Pairs
-    if data is None:
+    if (source is None) != (target is None) or (source is not None and data is not None):
+        raise InputError("give other pairs as --source FILE with --target FILE, or as --data, and not as both")
+    paths = [path for path in (source, target, data) if path is not None]
+    if not paths:
         name = "validation" if split == "val" else "test"
         what = f"the {name} split of {config.data_name}"
         given = run.pairs()[name] if config.pairs else run.splits()[name]
         if len(given) < (1 if config.pairs else 2):
             raise InputError(f"{directory} has no {name} split to score: --split of its training was {config.split}")
     elif config.pairs:
-        given, what = read_scored_pairs(data, errors, config, tokenizer), data
+        given, what = read_scored_pairs(paths, errors, config, tokenizer), " and ".join(paths)
+    elif data is None or is_pairs(data):
+        raise InputError(
+            f"{' and '.join(paths)} hold pairs of source and target, and {directory} learned from a text; "
+            "give a text with --data"
+        )
     else:
         given, what = Tokens.of(encode_documents(read_data(data, errors), tokenizer)), data
     score = evaluate(model, given, tokenizer.token_lengths(), config.training_window if window is None else window)

@@ -39,7 +39,8 @@ def follow(run: RunFolder, steps: int | None = None) -> int:
             for record in train(run, steps=steps, stop=stop):
                 view.show(record)
                 if isinstance(record, Line):
-                    logger.log({k: v for k, v in record.line().items() if k != "step"}, record.step)
+                    numbers = {k: v for k, v in record.line().items() if k != "step" and not isinstance(v, str)}
+                    logger.log(numbers, record.step)
     except DivergenceError as error:
         say(f"scratchlm: {error}")
         return 3
@@ -190,7 +191,7 @@ def _draw(run: RunFolder, view: View) -> None:
 
     config = run.config()
     files = save_loss_curve(run.metrics(), f"{config.arch} on {config.data_name}", run.path)
-    if not config.pairs:  # whose translations were shown, and kept, at the last evaluation
+    if not config.pairs:  # their translations were shown, and kept, at the last evaluation
         _write(run, view, config.seed)
     say(f"\nloss curve: {', '.join(map(str, files))}; samples: {run.path / 'samples.txt'}")
 

@@ -34,9 +34,14 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     source, data = (_value(flag, rest) for flag in ("--source", "--data"))
     if source is not None and data is not None:
         raise InputError("--data and --source name two data; give one of them")
+    if data is not None:  # it stands over the file's pairs, which are data too
+        from_file = {name: value for name, value in from_file.items() if name not in ("source", "target")}
     data = source or data or from_file.get("source") or from_file.get("data")
     preset = preset or from_file.get("preset") or default_preset(arch, data)
-    below = merge({"arch": arch}, without_vocabulary(preset_settings(arch, preset)), from_file, {"preset": preset})
+    usual = {"data": "cmudict"} if model.takes_source and data is None else {}
+    below = merge(
+        {"arch": arch}, usual, without_vocabulary(preset_settings(arch, preset)), from_file, {"preset": preset}
+    )
     fit = not (file or {"--preset", "--steps"} & {token.partition("=")[0] for token in rest})
 
     def start(**given: Any) -> int:

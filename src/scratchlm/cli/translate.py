@@ -4,15 +4,15 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint
 from scratchlm.cli.flags import Int
-from scratchlm.cli.sample import introduce
-from scratchlm.data.text import read_documents
+from scratchlm.cli.sample import introduce, say
+from scratchlm.data.text import Errors, stream_text
 from scratchlm.errors import InputError
 from scratchlm.generation import Hypothesis
 from scratchlm.translation import LENGTH_PENALTY, decode, encode_source
@@ -30,6 +30,7 @@ def command(
     length_penalty: float = LENGTH_PENALTY,
     checkpoint: str = "last",
     average: Int = 1,
+    errors: Literal["strict", "replace"] = "strict",
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -51,6 +52,8 @@ def command(
         last, best, or a step.
     average
         Take the mean of the weights of so many checkpoints, the newest up to that one.
+    errors
+        Bytes that are not UTF-8: strict stops, replace puts U+FFFD there.
     device
         auto, cpu, cuda or mps.
     json_
@@ -74,12 +77,22 @@ def command(
     assert tokenizer.end_of_text is not None
     introduce(run, found, damaged, average)
     translations: list[dict[str, Any]] = []
-    for lines in _sources(text):
+    options = {"beam": beam, "length_penalty": length_penalty, "alternatives": alternatives}
+    typed = text in (None, "-") and sys.stdin is not None and sys.stdin.isatty()
+    done = 0
+    for lines in _typed() if typed else _lines(text, errors):
         # an empty line stays one, so that targets stand beside their sources
-        sources = [encode_source(line, model, tokenizer) for line in lines if line]
-        options = {"beam": beam, "length_penalty": length_penalty, "alternatives": alternatives}
+        sources = []
+        for number, line in enumerate(lines, done + 1):
+            try:
+                sources += [encode_source(line, model, tokenizer)] if line else []
+            except InputError as error:
+                if not typed:
+                    raise InputError(f"line {number}: {error}" if len(lines) > 1 or done else str(error)) from error
+                say(str(error))  # and the next line may be better
+        done += len(lines)
         decoded = iter(decode(model, sources, tokenizer.end_of_text, **options))
-        for line in lines:
+        for line in lines if sources or not typed else []:
             hypotheses = next(decoded) if line else []
             targets = [(tokenizer.target.decode(one.tokens), one) for one in hypotheses]
             if json_:
@@ -91,21 +104,31 @@ def command(
     return 0
 
 
-def _sources(text: str | None) -> Iterator[list[str]]:
-    """The sources, without white space around them, as many at once as are there."""
-    if text in (None, "-") and sys.stdin is not None and sys.stdin.isatty():
-        print("one source a line; Ctrl-D ends", file=sys.stderr, flush=True)
-        yield from ([line.strip()] for line in sys.stdin)
-        return
-    if text is None or text == "-" or _is_file(text):
-        text = read_documents(text or "-")[0]
-    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
+def _typed() -> Iterator[list[str]]:
+    """What a person types, line by line."""
+    say("one source a line; Ctrl-D ends")
+    yield from ([line.strip()] for line in sys.stdin)
+
+
+def _lines(text: str | None, errors: Errors) -> Iterator[list[str]]:
+    """The sources of a text, a file or standard input, without white space around them, a thousand lines at once."""
+    path = "-" if text is None else text
+    if path == "-" or _is_file(path):
+        whole = "".join(stream_text(path, errors))
+        if not whole:
+            raise InputError(f"{'standard input' if path == '-' else path} is empty; give a source on each line")
+    else:
+        whole = path
+        if Path(path).suffix and len(path.split()) == 1:
+            say(f"there is no file {path}, so this is taken for a text")
+    lines = [line.strip() for line in whole.removesuffix("\n").split("\n")]
     yield from (lines[at : at + LINES] for at in range(0, len(lines), LINES))
 
 
 def _is_file(text: str) -> bool:
+    """Whether there is something to be read under this name, which may be a pipe."""
     try:
-        return Path(text).is_file()
+        return Path(text).exists() and not Path(text).is_dir()
     except (OSError, ValueError):  # too long for a name, or with a character that no name has
         return False
 

@@ -96,7 +96,15 @@ def _decoded(parts: Iterable[bytes], name: str, errors: Errors) -> Iterator[str]
 
 
 def stream_text(path: str, errors: Errors = "strict") -> Iterator[str]:
-    """A text file in parts, so that it may be larger than memory. Raises InputError as `read_documents` does."""
+    """A text file, or standard input for "-", in parts, so that it may be larger than memory.
+
+    Raises InputError as `read_documents` does; an empty text is none.
+    """
+    if path == "-":
+        if sys.stdin is None:
+            raise InputError("standard input is closed; give a file")
+        yield from _decoded(iter(lambda: sys.stdin.buffer.read(STREAMED), b""), "standard input", errors)
+        return
     try:
         with Path(path).open("rb") as file:
             yield from _decoded(iter(lambda: file.read(STREAMED), b""), path, errors)

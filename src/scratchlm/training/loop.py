@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from scratchlm import runtime
@@ -50,6 +51,7 @@ from scratchlm.translation import Translated, a_few, as_lines, measure, translat
 
 SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
+TRANSLATED = 3000  # pairs of the validation split at most, from all over it, that an evaluation translates
 
 
 @dataclass
@@ -118,6 +120,8 @@ class _Trainer:
         self.states = restore_states(self.model, carried, self.config.accumulate)
         self.run.cut_metrics(state["metrics"])
         self.at, self._saved = _Position(**state["position"]), checkpoint
+        for one in self.at.pending:  # of a run from before there was label smoothing
+            one.setdefault("smoothed_loss", one["loss"])
         for newer in self.run.checkpoints():
             if newer.step > checkpoint.step:
                 self.run.set_aside(newer)
@@ -240,7 +244,7 @@ class _Trainer:
             yield progress
         if evaluated is not None:
             yield evaluated
-            if evaluated.best_step == at.step:
+            if evaluated.best_step == at.step or (self.config.pairs and at.step == self.config.steps):
                 yield self.sample()
         self.start_clock()
 
@@ -251,7 +255,8 @@ class _Trainer:
         if not math.isfinite(score.nats_per_token):
             raise self.diverged(at.step, score.nats_per_token, *self._newest[1:])
         if isinstance(validation, Pairs):
-            self._translated = translate_pairs(self.model, self.tokenizer, validation)
+            some = np.arange(0, len(validation), -(-len(validation) // TRANSLATED))
+            self._translated = translate_pairs(self.model, self.tokenizer, validation.select(some))
             quality = measure(self._translated, self.tokenizer)
         elif self.config.carry:
             score = replace(score, carried_nats_per_token=carried_loss(self.model, validation))

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,18 @@ PAIRS_VOCABULARY = 4000  # tokens of a bpe tokenizer for two languages, unless a
 LearningTokenizer = Generator[Learning, None, Tokenizer]
 
 
-def resolve(config: RunConfig) -> RunConfig:
-    """The settings with what follows from the data: whether they are pairs, and which tokenizer they call for.
+def are_pairs(settings: Mapping[str, Any]) -> bool:
+    """Whether the data that settings name are pairs of source and target."""
+    data = settings.get("data")
+    return settings.get("source") is not None or (isinstance(data, str) and is_pairs(data))
 
-    Raises InputError where the architecture cannot learn from them.
+
+def resolve(config: RunConfig) -> RunConfig:
+    """The settings with the tokenizer that the data call for.
+
+    Raises InputError where the architecture cannot learn from the data.
     """
-    pairs = config.source is not None or is_pairs(config.data)
+    pairs = config.pairs
     if MODELS[config.arch].takes_source and not pairs:
         raise InputError(
             f"{config.arch} learns from pairs of source and target, and {config.data} is a single text: give two files "
@@ -40,8 +47,13 @@ def resolve(config: RunConfig) -> RunConfig:
     corpus = None if config.source is not None or Path(config.data).exists() else corpora.CORPORA.get(config.data)
     own = None if corpus is None else corpus.tokenizer
     tokenizer = config.tokenizer or own or ("bpe" if pairs else "char")
+    if not pairs and "+" in tokenizer and not Path(tokenizer).exists():
+        raise InputError(
+            f"the tokenizer {tokenizer} is one for each side of pairs, and {config.data} is a single text; "
+            "name one, such as --tokenizer char"
+        )
     size = PAIRS_VOCABULARY if pairs and tokenizer == "bpe" and config.vocab_size is None else config.vocab_size
-    return replace(config, pairs=pairs, tokenizer=tokenizer, vocab_size=size)
+    return replace(config, tokenizer=tokenizer, vocab_size=size)
 
 
 def training_batches(config: RunConfig, data: Tokens | Pairs) -> TrainingWindows | CarriedStreams | TrainingPairs:
@@ -162,12 +174,17 @@ def fit_pairs(pairs: Pairs, config: RunConfig, name: str = "") -> Pairs:
     return fits
 
 
-def read_scored_pairs(data: str, errors: Errors, config: RunConfig, tokenizer: Tokenizer) -> Pairs:
-    """All pairs that --data means, for a model that is there. Raises InputError where it can read none of them."""
-    return fit_pairs(as_pairs(encode_pairs(_read([data], errors), tokenizer), tokenizer), config)
+def read_scored_pairs(paths: Sequence[str], errors: Errors, config: RunConfig, tokenizer: Tokenizer) -> Pairs:
+    """All pairs of a corpus, a file or two files, for a model that is there.
+
+    Raises InputError where it can read none of them.
+    """
+    return fit_pairs(as_pairs(encode_pairs(_read(paths, errors), tokenizer), tokenizer), config)
 
 
 def _read(paths: Sequence[str], errors: Errors) -> list[Pair]:
+    if "" in paths:
+        raise InputError("the name of the data is empty; give pairs as two files, one .tsv file, or a corpus by name")
     pairs, empty = read_pairs(*paths, errors=errors)
     if empty:
         warnings.warn(

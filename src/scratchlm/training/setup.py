@@ -22,7 +22,7 @@ from scratchlm.files import write_json
 from scratchlm.model import State
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
-from scratchlm.training.material import as_pairs, read_parallel, read_text, resolve, training_batches
+from scratchlm.training.material import are_pairs, as_pairs, read_parallel, read_text, resolve, training_batches
 from scratchlm.training.optim import make_optimizer
 from scratchlm.training.step import TrainingStep, update
 
@@ -58,8 +58,8 @@ def create_run(
             f"{folder} is there already: continue it with scratchlm resume {folder}, or name another folder with --out"
         )
     asked_size = (settings.get("model") or {}).get("vocab_size")
-    known = {**settings, "model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}}
-    config = resolve(make_config(known))
+    known = {"model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}, "pairs": are_pairs(settings)}
+    config = resolve(make_config({**settings, **known}))
     device, _ = runtime.choose_device(config.device)
     require_logger(config.logger)
 
@@ -106,7 +106,7 @@ def check_memory(config: RunConfig) -> None:
     if there is not None and need > there:
         raise InputError(
             f"training this model needs more than {need / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB; "
-            "make the model (--model.*) or the batch (--batch-size) smaller"
+            f"make the model (--model.*) or the batch ({'--batch-tokens' if config.pairs else '--batch-size'}) smaller"
         )
 
 
