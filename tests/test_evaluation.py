@@ -41,7 +41,7 @@ def test_scoring_keeps_no_graph_and_leaves_the_mode_as_it_was(score, monkeypatch
     model, seen = Toy(Toy.Config.tiny()).train(), []
     original = evaluation.loss_and_state
 
-    def spy(model, batch, state):
+    def spy(model, batch, state=None):
         seen.append((torch.is_grad_enabled(), model.training))
         return original(model, batch, state)
 

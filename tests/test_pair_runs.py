@@ -266,7 +266,7 @@ def test_what_makes_no_pairs_is_refused(tmp_path, new_pair_run):
         ({"tokenizer": "char+nonsense"}, "nonsense"),
         (
             {"arch": "gpt", "data": text},
-            r"char\+symbols is one for each side of pairs, and .*text.txt is a single text",
+            r"char\+symbols is one for each side of pairs, and .* a single text",
         ),
         ({"data": ""}, "is a single text|empty"),
     ]:

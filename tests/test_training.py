@@ -127,9 +127,9 @@ def test_a_run_that_dies_anywhere_goes_on_as_if_nothing_had_happened(new_run, wh
 def test_a_finished_run_is_left_alone_and_can_be_extended(new_run):
     run, longer = new_run(), new_run()
     list(loop.train(run))
-    files = {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
+    files = {file: file.stat().st_mtime_ns for file in run.path.rglob("[!.]*")}
     assert list(loop.train(run)) == [loop.Ended(step=12, reason="finished", already=True)]
-    assert files == {file: file.stat().st_mtime_ns for file in run.path.rglob("*")}
+    assert files == {file: file.stat().st_mtime_ns for file in run.path.rglob("[!.]*")}
     assert list(loop.train(run, steps=16))[-1] == loop.Ended(step=16, reason="finished")
     assert (run.config().steps, run.config().horizon) == (16, 12)
     late = [line["lr"] for line in run.metrics() if line["step"] > 13]

@@ -173,8 +173,8 @@ class ErrorRates:
 class Bleu:
     """BLEU as sacrebleu computes it, with its signature. `interval`: half the width of 95 % by bootstrap, if asked.
 
-    `exact` is the share of targets that equal a reference: all that can be said of targets of fewer than four words, since
-    BLEU counts four in a row.
+    `exact` is the share of targets that equal a reference: all that can be said where targets have fewer than the four
+    words in a row that BLEU counts.
     """
 
     bleu: float
