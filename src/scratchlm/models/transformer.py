@@ -386,8 +386,8 @@ Transformer.presets = {
         "optim": {"lr": 2.5e-3, "min_lr": 1e-5, "warmup": 400, **_ADAM},
     },
     "laptop": {  # sentences
-        "steps": 4000,
-        "eval_every": 400,
+        "steps": 3000,
+        "eval_every": 300,
         "keep": 5,  # to be averaged
         "label_smoothing": 0.1,
         "model": _shape(256, 3, 4, 0.2, norm="pre", context=128, source_context=128),
