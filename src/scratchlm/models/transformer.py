@@ -386,12 +386,12 @@ Transformer.presets = {
         "optim": {"lr": 2.5e-3, "min_lr": 1e-5, "warmup": 400, **_ADAM},
     },
     "laptop": {  # sentences
-        "steps": 3000,
-        "eval_every": 300,
+        "steps": 5000,
+        "eval_every": 500,
         "keep": 5,  # to be averaged
         "label_smoothing": 0.1,
-        "model": _shape(256, 3, 4, 0.2, norm="pre", context=128, source_context=128),
-        "optim": {"lr": 1e-3, "min_lr": 1e-5, "warmup": 400, **_ADAM},
+        "model": _shape(128, 4, 4, 0.2, norm="pre", context=128, source_context=128),
+        "optim": {"lr": 2e-3, "min_lr": 1e-5, "warmup": 500, **_ADAM},
     },
     "base": _paper(100_000, 512, 8, 0.1),
     "big": _paper(300_000, 1024, 16, 0.3),
