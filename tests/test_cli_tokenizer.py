@@ -195,7 +195,7 @@ def test_what_is_exported_can_be_imported(folder, capsys):
 
 def test_a_published_vocabulary_can_be_named(folder, capsys, monkeypatch):
     """Tiny in place of the real one, which packages have: tests/test_vocabularies.py takes that."""
-    for place in ("scratchlm.cli.tokenizer", "scratchlm.training.setup"):
+    for place in ("scratchlm.cli.tokenizer", "scratchlm.training.material"):
         monkeypatch.setattr(f"{place}.named_vocabulary", lambda name: tokenizers.load("tokenizer.json"))
     assert main(["tokenizer", "encode", "gpt2", "A and b"]) == 0
     ids = capsys.readouterr().out
