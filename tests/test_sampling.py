@@ -425,8 +425,8 @@ DECODERS = {
         ("transformer", Source(torch.ones(2, 3).long(), torch.tensor([3])), "has 2 rows and 1 lengths for 2 prompts"),
         ("transformer", source_of([1, 2], [3, 23]), "the source has ids from 1 to 23; the model knows 0 to 22"),
         ("transformer", source_of([1, -1], [3, 2]), "the source has ids from -1 to 3; the model knows 0 to 22"),
-        ("gpt", source_of([1], [2]), "a GPT reads no source; leave it out"),
-        ("lstm", source_of([1], [2]), "a LSTM reads no source; leave it out"),
+        ("gpt", source_of([1], [2]), "GPT reads no source; leave it out"),
+        ("lstm", source_of([1], [2]), "LSTM reads no source; leave it out"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused(call, arch, source, message):

@@ -109,7 +109,7 @@ def readable(model: LanguageModel, source: Source | None, prompts: int) -> Sourc
     if source is None:
         return None
     if not model.takes_source:
-        raise ValueError(f"a {type(model).__name__} reads no source; leave it out, or write it into the prompts")
+        raise ValueError(f"{type(model).__name__} reads no source; leave it out, or write it into the prompts")
     ids, lengths, vocab_size = source.ids, source.lengths, model.config.vocab_size
     if not len(ids) == len(lengths) == prompts:
         raise ValueError(
