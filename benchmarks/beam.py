@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from scratchlm.generation import beam_search
+from scratchlm.beams import beam_search
 from scratchlm.model import LanguageModel, Source, State
 from scratchlm.models import MODELS
 
@@ -45,7 +45,7 @@ class WithoutMemory(nn.Module):
     def __init__(self, model: LanguageModel, encodes_again: bool) -> None:
         super().__init__()
         self.model, self.encodes_again = model, encodes_again
-        self.config, self.context = model.config, model.context
+        self.config, self.context, self.takes_source = model.config, model.context, model.takes_source
 
     def initial_state(self, rows, capacity=None, source=None):
         start = None if self.encodes_again else self.model.initial_state(rows, source=source)
@@ -69,6 +69,7 @@ class Endless(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model, self.config, self.context = model, model.config, model.context
+        self.takes_source = model.takes_source
         self.initial_state = model.initial_state
 
     def forward(self, tokens, state):

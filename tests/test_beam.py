@@ -4,13 +4,15 @@ import dataclasses
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scratchlm import generation
-from scratchlm.generation import Hypothesis, beam_search, generate
+from scratchlm import beams
+from scratchlm.beams import Hypothesis, beam_search
+from scratchlm.generation import generate
 from scratchlm.model import Source, State
 from scratchlm.models import MODELS
 from toy import Toy
@@ -236,20 +238,29 @@ def test_of_equal_hypotheses_those_of_the_first_parent_and_the_lowest_ids_are_ke
 def test_of_equal_logits_the_lowest_id_is_first(dtype):
     logits = torch.randint(-3, 4, (20, 31)).to(dtype)
     before = logits.clone()
-    values, ids = generation._largest(logits, 9)
+    values, ids = beams._largest(logits, 9)
     expected = logits.sort(dim=-1, descending=True, stable=True)
     assert torch.equal(values, expected.values[:, :9])
     assert torch.equal(ids, expected.indices[:, :9])
     assert torch.equal(logits, before), "what comes in stays as it is"
 
 
-@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_logits_that_say_nothing_are_refused(bad):
+    bigram = MODELS["bigram"](MODELS["bigram"].Config(vocab_size=6))
+    with torch.no_grad():
+        bigram.blocks[0].weight[2].fill_(bad)
+    for longest in (0, 2):
+        with pytest.raises(ValueError, match=r"after prompt 1 the model's logits say nothing: .* check its weights"):
+            beam_search(bigram, [[1], [2]], [1, longest], end=0)
+
+
+def test_an_end_that_is_impossible_where_it_must_come_is_named():
     toy = made("toy", 6)
     with torch.no_grad():
-        toy.head.bias.fill_(bad)
-    with pytest.raises(ValueError, match="nothing possible"):
-        beam_search(toy, [[1]], 2, end=0)
+        toy.head.bias[0] = -math.inf
+    with pytest.raises(ValueError, match=r"prompt 0 can end after 2 tokens: the end token 0 has probability 0 there"):
+        beam_search(toy, [[1], [2]], [2, 3], end=0)
 
 
 def test_half_precision_is_scored_in_single():
@@ -319,8 +330,9 @@ def test_a_search_ends_when_nothing_can_change_what_is_wanted(monkeypatch):
         ({"beam": 0}, "the beam is 0; it must be at least 1"),
         ({"alternatives": 0}, "alternatives is 0; it must be at least 1 and at most the beam, 4"),
         ({"alternatives": 5}, "alternatives is 5; it must be at least 1 and at most the beam, 4"),
-        ({"length_penalty": -0.1}, "the length penalty is -0.1; it must be 0"),
-        ({"length_penalty": math.nan}, "the length penalty is nan; it must be 0"),
+        ({"length_penalty": -0.1}, "the length penalty is -0.1; it must be from 0"),
+        ({"length_penalty": math.nan}, "the length penalty is nan; it must be from 0"),
+        ({"length_penalty": 1e6}, r"the length penalty is 1000000.0; it must be from 0 \(none\) to 10"),
         ({"end": 23}, "the end token is 23; the model knows 0 to 22"),
         ({"end": -1}, "the end token is -1; the model knows 0 to 22"),
         ({"prompts": [[1], []]}, "a prompt is empty"),
@@ -337,6 +349,23 @@ def test_bad_values_are_named(options, message):
     gpt = MODELS["gpt"](MODELS["gpt"].Config.tiny())
     with pytest.raises(ValueError, match=message):
         beam_search(gpt, **given)
+
+
+def test_the_largest_penalty_is_a_number():
+    toy = uniform(5)
+    with torch.no_grad():
+        toy.head.bias[0] = -20.0
+    (found,) = beam_search(toy, [[1]], 200, end=0, beam=2, length_penalty=10.0)
+    assert -1e-9 < found[0].score < 0
+
+
+def test_any_integer_says_how_many_tokens():
+    model = made("gpt", 9)
+    expected = beam_search(model, [[1], [2]], 3, end=0)
+    assert beam_search(model, [[1], [2]], np.int64(3), end=0) == expected
+    assert beam_search(model, [[1], [2]], np.array([3, 3]), end=0) == expected
+    with pytest.raises(TypeError, match="integer"):
+        beam_search(model, [[1], [2]], 2.5, end=0)
 
 
 def test_what_fits_the_context_is_read():
@@ -384,15 +413,15 @@ def what_ends_early_is_forgotten(monkeypatch):
         self.finished = []
         return original(self, choices)
 
-    original = generation._Beam.advance
-    monkeypatch.setattr(generation._Beam, "advance", advance)
+    original = beams._Beam.advance
+    monkeypatch.setattr(beams._Beam, "advance", advance)
 
 
 @mutant
 def the_end_is_not_counted(monkeypatch):
     """A length penalty of the length without the end token."""
-    score = generation._Beam.score
-    monkeypatch.setattr(generation._Beam, "score", lambda self, total, length: score(self, total, length - 1))
+    score = beams._Beam.score
+    monkeypatch.setattr(beams._Beam, "score", lambda self, total, length: score(self, total, length - 1))
 
 
 @mutant
@@ -405,31 +434,31 @@ def the_bound_is_of_the_present_length(monkeypatch):
         self.longest = longest
         return done
 
-    original = generation._Beam.decided
-    monkeypatch.setattr(generation._Beam, "decided", decided)
+    original = beams._Beam.decided
+    monkeypatch.setattr(beams._Beam, "decided", decided)
 
 
 @mutant
 def the_first_to_end_wins(monkeypatch):
     """A search that stops at the first hypothesis that ends."""
-    monkeypatch.setattr(generation._Beam, "decided", lambda self, wanted: bool(self.finished) or not self.live)
+    monkeypatch.setattr(beams._Beam, "decided", lambda self, wanted: bool(self.finished) or not self.live)
 
 
 @mutant
 def one_parent_gives_one_child(monkeypatch):
     """The best continuation of each hypothesis, and not the best of all continuations."""
-    original = generation._Beam.advance
+    original = beams._Beam.advance
 
     def advance(self, choices):
         return original(self, [list(row)[:1] for row in choices] if len(choices) > 1 else choices)
 
-    monkeypatch.setattr(generation._Beam, "advance", advance)
+    monkeypatch.setattr(beams._Beam, "advance", advance)
 
 
 @mutant
 def the_end_goes_on(monkeypatch):
     """A hypothesis with the end inside stays in the beam."""
-    original = generation._Beam.advance
+    original = beams._Beam.advance
 
     def advance(self, choices):
         self.end, end = (-1, self.end) if len(self.live[0][1]) < self.longest else (self.end, self.end)
@@ -437,7 +466,7 @@ def the_end_goes_on(monkeypatch):
         self.end = end
         return parents
 
-    monkeypatch.setattr(generation._Beam, "advance", advance)
+    monkeypatch.setattr(beams._Beam, "advance", advance)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

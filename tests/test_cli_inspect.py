@@ -14,7 +14,7 @@ from scratchlm.data.pairs import Pair, encode_pairs
 from scratchlm.data.shards import write_shards
 from scratchlm.inspect.attention import attention_layers
 from scratchlm.model import Source
-from scratchlm.tokenizers import CharacterTokenizer, PairTokenizer
+from scratchlm.tokenizers import CharacterTokenizer, PairTokenizer, SymbolTokenizer
 from scratchlm.training import loop
 
 FILES = ["attention.json", "attention.png", "attention.svg"]
@@ -22,6 +22,7 @@ SHAPES = {
     "gpt": {"context": 24, "dim": 16, "depth": 2, "heads": 2},
     "transformer": {"context": 12, "source_context": 8, "dim": 16, "depth": 2, "heads": 2, "hidden_dim": 24},
 }
+PAIRS = (Pair("cab a", "XZ", 1), Pair("b", "Y", 2))
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,14 @@ def gpt(tmp_path_factory):
     return run.path
 
 
-def pairs_run(path, arch, tokenizer=None):
+def pairs_run(path, arch, tokenizer=None, pairs=PAIRS):
     """A run of pairs whose weights are random."""
     sides = (CharacterTokenizer.train(["abc "]), CharacterTokenizer.train(["XYZ"]))
     tokenizer = tokenizer or PairTokenizer(*sides)
-    config = make_config({"arch": arch, "model": {"vocab_size": tokenizer.vocab_size, **SHAPES[arch]}})
+    config = make_config({"arch": arch, "pairs": True, "model": {"vocab_size": tokenizer.vocab_size, **SHAPES[arch]}})
     path.mkdir()
     tokenizer.save(path / "tokenizer.json")
-    ids = encode_pairs([Pair("cab a", "XZ", 1), Pair("b", "Y", 2)], tokenizer)
+    ids = encode_pairs(pairs, tokenizer)
     run = RunFolder(path)
     run.write_config(
         config, write_shards(path / "data", dict.fromkeys(("train", "validation", "test"), ids), tokenizer)
@@ -57,6 +58,20 @@ def transformer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
     return pairs_run(tmp_path_factory.mktemp("joined") / "run", "gpt")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A run of a decoder alone on pairs with one tokenizer, as `train gpt --data my.tsv` makes."""
+    path = tmp_path_factory.mktemp("shared") / "run"
+    return pairs_run(path, "gpt", CharacterTokenizer("abcXYZ ", end_of_text=True))
+
+
+@pytest.fixture(scope="module")
+def symbols(tmp_path_factory):
+    tokenizer = PairTokenizer(SymbolTokenizer(["a", "b"]), SymbolTokenizer(["AH", "B"]))
+    path = tmp_path_factory.mktemp("symbols") / "run"
+    return pairs_run(path, "transformer", tokenizer, (Pair("b a", "B AH", 1),))
 
 
 @pytest.fixture
@@ -161,12 +176,47 @@ def test_a_decoder_alone_reads_both_sides_as_one(joined, shown):
     assert [layer["kind"] for layer in own["layers"]] == ["decoder"] * 2
 
 
-def test_what_cannot_be_shown_is_refused(gpt, transformer, joined, refuse, tmp_path):
+def test_one_tokenizer_for_both_sides_makes_no_text_of_pairs(shared, shown):
+    """The run says what its data are: the tokenizer does not."""
+    assert shown(shared, "--text", "ab", "--target", "ZX")["tokens"] == [*"ab", "<end>", *"ZX"]
+    for options, source in (([], "cab a"), (["--text", "bc"], "bc")):
+        tokens = shown(shared, *options)["tokens"]
+        assert tokens[: len(source) + 1] == [*source, "<end>"]
+        assert "<end>" not in tokens[len(source) + 1 :], "and then what the model writes by itself"
+
+
+def test_symbols_are_labelled_without_the_space_behind_them(symbols, tmp_path, shown):
+    assert main(["inspect", "attention", str(symbols), "--target", "AH B", "--out", str(tmp_path)]) == 0
+    svg = (tmp_path / "attention.svg").read_text(encoding="utf-8")
+    for label in ("AH", "B", "a", "b", "&lt;end&gt;"):
+        assert f">{label}</text>" in svg, label
+    assert "\u00b7" not in svg
+    assert shown(symbols, "--target", "AH B")["tokens"] == ["<end>", "AH", "B"]
+
+
+def test_the_mean_of_weights_can_be_looked_at(tmp_path, shown, refuse):
+    path = pairs_run(tmp_path / "run", "gpt")
+    run = RunFolder(path)
+    first = run.checkpoint().weights()
+    second = {name: torch.randn_like(tensor) for name, tensor in first.items()}
+    run.save(2, second, {}, {"best_step": None, "best_loss": None, "val_loss": None})
+    model, tokenizer = load(path)
+    model.load_state_dict({name: (first[name] + second[name]) / 2 for name in first})
+    ids = [*tokenizer.source.encode("ab"), tokenizer.end_of_text, *tokenizer.target.encode("X")]
+    content = shown(path, "--text", "ab", "--target", "X", "--average", 2)
+    for layer, expected in zip(content["layers"], attention_layers(model, ids), strict=True):
+        torch.testing.assert_close(weights(layer), expected.weights, rtol=0, atol=6e-6)
+    refuse(path, "--average", 3, words=["3 checkpoints are to be averaged"])
+
+
+def test_what_cannot_be_shown_is_refused(gpt, transformer, joined, symbols, refuse, tmp_path):
     refuse(gpt, "--text", "", words=["--text is empty"])
     refuse(transformer, "--target", "", words=["--target is empty"])
     refuse(gpt, "--text", "up the hill and down", words=["--text has 20 tokens", "at most 16"])
     refuse(gpt, "--text", "7", words=["'7'"])
-    refuse(gpt, "--target", "up", words=["--target", "pairs"])
+    refuse(gpt, "--target", "up", words=["learned from a text and not from pairs; leave --target out"])
+    refuse(symbols, "--text", " ", words=["--text is empty: ' ' has no token"])
+    refuse(symbols, "--target", " ", words=["--target is empty: ' ' has no token"])
     refuse(gpt, "--layer", 3, words=["no layer 3", "1 to 2"])
     refuse(gpt, "--head", 0, words=["no head 0", "1 to 2"])
     refuse(gpt, "--checkpoint", 3, words=["'3'"])

@@ -55,6 +55,30 @@ def test_special_tokens_are_text_unless_they_are_allowed(folder, capsys):
     assert capsys.readouterr().out == "<|user|>b\n"
 
 
+def test_the_side_of_pairs_is_named(folder, capsys):
+    sides = tokenizers.CharacterTokenizer("abc"), tokenizers.SymbolTokenizer(["AH", "B"])
+    tokenizers.PairTokenizer(*sides).save("pair.json")
+    for command in ("encode", "show"):
+        assert main(["tokenizer", command, "pair.json", "ab"]) == 2
+        assert "pair.json has a tokenizer for each side of pairs; say which the text is of: --side source" in (
+            capsys.readouterr().err
+        )
+    for side, text, ids in (("source", "cab", "2 0 1\n"), ("target", "B AH", "4 3\n")):
+        assert main(["tokenizer", "encode", "pair.json", text, "--side", side]) == 0
+        assert capsys.readouterr().out == ids
+        assert main(["tokenizer", "show", "pair.json", text, "--side", side, "--json"]) == 0
+        assert [token["id"] for token in json.loads(capsys.readouterr().out)["tokens"]] == [*map(int, ids.split())]
+    for side in ("source", "target"):  # the same for both
+        assert main(["tokenizer", "encode", "tokenizer.json", "a", "--side", side]) == 0
+    assert len(set(capsys.readouterr().out.splitlines())) == 1
+
+
+def test_pairs_with_an_empty_side_are_counted(folder, capsys):
+    (folder / "my.tsv").write_text("ein Tag\ta day\n\n\tno source\nzwei\ttwo\n", encoding="utf-8")
+    assert main(["tokenizer", "train", "my.tsv", "--vocab-size=258", "--out=pairs.json"]) == 0
+    assert "2 of 4 pairs have an empty side and are left out (the first: line 2)" in capsys.readouterr().err
+
+
 def test_show_names_the_merges_that_made_a_token(folder, capsys):
     assert main(["tokenizer", "show", "tokenizer.json", "went down"]) == 0
     out = capsys.readouterr().out

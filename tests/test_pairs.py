@@ -87,6 +87,14 @@ def test_lines_that_do_not_pair_up_are_named(tmp_path):
         read_pairs(two, three)
     with pytest.raises(InputError, match=r"no line of .*two and .*blank has both a source and a target"):
         read_pairs(two, blank)
+    (empty,) = files(tmp_path, empty="")
+    with pytest.raises(InputError, match=r"two has 2 lines and .*empty has 0; each line"):
+        read_pairs(two, empty)
+    with pytest.raises(InputError, match=r"no line of .*empty has both a source and a target"):
+        read_pairs(empty)
+    for paths in (["-"], ["-", two], [two, "-"]):
+        with pytest.raises(InputError, match=r"cannot come from standard input \(-\); write them into a file .*\.tsv"):
+            read_pairs(*paths)
     one, many = files(tmp_path, one_tsv="a\tb\n\nonly one side\n", many_tsv="a\tb\nc\td\te\n")
     with pytest.raises(InputError, match=r"one\.tsv, line 3 has no tab, and a pair has one, .*--source and --target"):
         read_pairs(one)

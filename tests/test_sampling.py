@@ -17,6 +17,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from scratchlm.beams import beam_search
 from scratchlm.generation import (
     Sampling,
     StopAt,
@@ -27,6 +28,8 @@ from scratchlm.generation import (
     row_generator,
     stream,
 )
+from scratchlm.model import Source
+from scratchlm.models import MODELS
 from scratchlm.models.gpt import GPT, GPTConfig
 from toy import Toy, ToyConfig
 
@@ -397,6 +400,59 @@ def test_generating_leaves_prompts_and_global_randomness_alone(gpt):
     assert torch.equal(before[0], after[0])
     assert before[1:] == after[1:]
     assert prompts == [[1, 2], [3]]
+
+
+# Sources
+
+
+def source_of(*ids, device="cpu"):
+    return Source(torch.tensor(ids, device=device), torch.tensor([len(ids[0])] * len(ids), device=device))
+
+
+DECODERS = {
+    "stream": lambda model, source: list(stream(model, [[1], [2]], 3, source=source)),
+    "generate": lambda model, source: generate(model, [[1], [2]], 3, source=source),
+    "beam search": lambda model, source: beam_search(model, [[1], [2]], 3, end=0, source=source),
+}
+
+
+@pytest.mark.parametrize("call", DECODERS)
+@pytest.mark.parametrize(
+    ("arch", "source", "message"),
+    [
+        ("transformer", source_of([1, 2]), "the source has 1 rows and 1 lengths for 2 prompts; give one for each"),
+        ("transformer", source_of([1], [2], [3]), "the source has 3 rows and 3 lengths for 2 prompts"),
+        ("transformer", Source(torch.ones(2, 3).long(), torch.tensor([3])), "has 2 rows and 1 lengths for 2 prompts"),
+        ("transformer", source_of([1, 2], [3, 23]), "the source has ids from 1 to 23; the model knows 0 to 22"),
+        ("transformer", source_of([1, -1], [3, 2]), "the source has ids from -1 to 3; the model knows 0 to 22"),
+        ("gpt", source_of([1], [2]), "GPT reads no source; leave it out"),
+        ("lstm", source_of([1], [2]), "LSTM reads no source; leave it out"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_refused(call, arch, source, message):
+    model = MODELS[arch](MODELS[arch].Config.tiny())
+    with pytest.raises(ValueError, match=message):
+        DECODERS[call](model, source)
+
+
+class Begun(Exception):
+    """The model was asked to begin."""
+
+
+@pytest.mark.parametrize("call", DECODERS)
+def test_a_source_goes_where_the_model_is(call, monkeypatch):
+    """The device "meta" holds no values, so the model is asked no more than to begin."""
+    seen = []
+
+    def begin(rows, capacity=None, source=None):
+        seen.append((source.ids.device.type, source.lengths.device.type))
+        raise Begun
+
+    model = MODELS["transformer"](MODELS["transformer"].Config.tiny()).to("meta")
+    monkeypatch.setattr(model, "initial_state", begin)
+    with pytest.raises(Begun):
+        DECODERS[call](model, source_of([1, 2], [3, 4]))
+    assert seen == [("meta", "meta")]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -376,6 +376,24 @@ def test_the_sides_of_a_pair_share_one_id_space(tmp_path):
             pair.target.encode("b")
 
 
+def test_symbols_of_both_sides_stay_apart():
+    pair = PairTokenizer(SymbolTokenizer(["A", "B"]), SymbolTokenizer(["C", "D"]))
+    assert pair.decode([0, 1, 4, 2, 3, 4]) == "A B C D"
+    assert pair.decode([0, 2, 0]) == "A C A"
+    assert pair.decode([0, 1, 4]) == pair.source.decode(pair.source.encode(" A\nB ")) == "A B"
+    assert pair.decode([]) == ""
+    mixed = PairTokenizer(SymbolTokenizer(["A", "B"]), CharacterTokenizer("xy "))
+    assert mixed.decode([0, 1, 5, 3, 2, 5]) == "A B yx"
+    assert mixed.decode([*mixed.source.encode("B"), *mixed.target.encode("x ")]) == "B x "
+
+
+def test_symbols_one_by_one_have_the_last_space_too():
+    symbols = SymbolTokenizer(["A", "B"])
+    decoder = tokenizers.IncrementalDecoder(symbols)
+    parts = [decoder.push(token) for token in (0, 1)] + [decoder.flush()]
+    assert "".join(parts) == "A B " == symbols.decode([0, 1]) + " "
+
+
 @given(LEARNT, PHRASES)
 def test_pairs_learn_each_side_by_itself(sources, targets):
     (seen, text), (symbols, _) = sources, targets

@@ -1,5 +1,6 @@
 """The Transformer equals torch's own layers and transformers' Marian, and nothing is seen that may not be."""
 
+import contextlib
 import dataclasses
 import math
 
@@ -13,6 +14,7 @@ from scratchlm.data.batches import IGNORED
 from scratchlm.inspect.modules import flops_per_token
 from scratchlm.layers import CausalSelfAttention, LayerNorm
 from scratchlm.model import Source, record
+from scratchlm.models import transformer
 from scratchlm.models.transformer import KeysValues, SourceAttention, Transformer, TransformerConfig, sinusoids
 
 pytestmark = pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
@@ -307,15 +309,39 @@ def test_fused_and_written_out_paths_agree_also_without_a_source(norm):
         torch.testing.assert_close(sums, torch.ones_like(sums))
 
 
-def test_a_row_without_a_source_gets_the_output_bias_alone():
+def without_a_source_the_output_bias_is_left(written_out):
     attention, memory = perturbed(SourceAttention(CONFIG)), KeysValues(CONFIG)
     x = torch.randn(2, 5, CONFIG.dim)
     blocked = torch.tensor([[True] * 5, [False] * 5])
     empty = torch.zeros(2, 0, dtype=torch.bool)
     for source, mask, rows in ((memory(x), blocked, [0]), (memory(x[:, :0]), empty, [0, 1])):
-        attended = attention(x, source, mask)
+        with record(attention) if written_out else contextlib.nullcontext():
+            attended = attention(x, source, mask)
         for row in rows:
             assert torch.equal(attended[row], attention.output.bias.expand(5, -1))
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+def test_a_row_without_a_source_gets_the_output_bias_alone(written_out):
+    without_a_source_the_output_bias_is_left(written_out)
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+def test_mutant_that_blocks_with_a_large_negative_number_is_caught(written_out, monkeypatch):
+    """Scores of -1e9 where -inf is meant: a row that may see nothing takes the mean of all that is blocked."""
+    fused = F.scaled_dot_product_attention
+
+    def weights(query, keys, blocked):
+        scores = query @ keys.transpose(-2, -1) / math.sqrt(query.shape[-1])
+        return scores.masked_fill(blocked[:, None, None], -1e9).softmax(-1)
+
+    def attention(query, keys, values, seen, dropout):
+        return fused(query, keys, values, torch.zeros(seen.shape).masked_fill(~seen, -1e9), dropout)
+
+    monkeypatch.setattr(transformer, "source_weights", weights)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    with pytest.raises(AssertionError):
+        without_a_source_the_output_bias_is_left(written_out)
 
 
 def test_positions_are_the_papers():
@@ -366,6 +392,37 @@ def test_initialisation_is_the_papers():
     tokens, targets = torch.randint(2000, (2, 8, 30))
     loss = cross_entropy(logits_of(model.eval(), source, tokens), targets)
     assert loss.item() == pytest.approx(math.log(2000) + 0.5, abs=0.1)  # logits of unit variance
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+def test_a_reset_model_is_a_new_one(norm):
+    """Also one that was made without memory, whose every number is whatever the memory held."""
+    config = dataclasses.replace(CONFIG, norm=norm)
+    expected = Transformer(config)
+    torch.manual_seed(3)
+    expected.reset_parameters()  # of a new model, whose layers have drawn numbers of their own before
+    with torch.device("meta"):
+        bare = Transformer(config)
+    bare.to_empty(device="cpu")
+    for tensor in [*bare.parameters(), *bare.buffers()]:
+        tensor.detach().fill_(math.nan)
+    for model in (bare, perturbed(Transformer(config))):
+        torch.manual_seed(3)
+        model.reset_parameters()
+        for name, parameter in [*expected.named_parameters(), *expected.named_buffers()]:
+            assert torch.equal(dict([*model.named_parameters(), *model.named_buffers()])[name], parameter), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_positions_are_as_exact_as_the_dtype_that_a_model_is_made_in(dtype):
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        model = Transformer(CONFIG)
+    finally:
+        torch.set_default_dtype(default)
+    assert model.positions.dtype == dtype
+    assert torch.equal(model.positions, sinusoids(16, CONFIG.dim).to(dtype))
 
 
 RATES = {"dropout": 0.1, "embedding_dropout": 0.2, "attention_dropout": 0.3, "hidden_dropout": 0.4}
@@ -463,6 +520,15 @@ def test_a_source_that_does_not_fit_is_named(ids, lengths, message):
         Transformer(CONFIG).initial_state(2, source=Source(torch.zeros(ids).long(), torch.tensor(lengths)))
 
 
+def test_lengths_may_lie_elsewhere_than_the_ids():
+    state = (
+        Transformer(CONFIG)
+        .to("meta")
+        .initial_state(2, source=Source(torch.zeros(2, 5, device="meta").long(), torch.tensor([5, 2])))
+    )
+    assert state.blocked.device.type == "meta"
+
+
 def test_without_a_source_nothing_is_said():
     model = Transformer(CONFIG)
     with pytest.raises(ValueError, match=r"source=Source\(ids, lengths\)"):
@@ -475,6 +541,7 @@ def test_without_a_source_nothing_is_said():
     ("changed", "message"),
     [
         ({"source_context": 0}, "source_context is 0"),
+        ({"norm": "Pre"}, "norm is 'Pre'; it must be 'post' or 'pre'"),
         ({"hidden_dim": 0}, "hidden_dim is 0"),
         ({"heads": 5}, "dim 24 cannot be shared by 5 heads"),
         *(({name: 1.0}, f"{name} is 1.0") for name in RATES),

@@ -7,11 +7,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from scratchlm import tokenizers
+    from scratchlm.beams import beam_search
     from scratchlm.checkpoint import RunFolder, load
     from scratchlm.config import RunConfig
     from scratchlm.errors import InputError
     from scratchlm.evaluation import evaluate
-    from scratchlm.generation import beam_search, generate
+    from scratchlm.generation import generate
     from scratchlm.model import LanguageModel, Source, State, record
     from scratchlm.models import MODELS
     from scratchlm.training.loop import train
@@ -25,7 +26,7 @@ _PLACES = {
     "RunFolder": "scratchlm.checkpoint",
     "Source": "scratchlm.model",
     "State": "scratchlm.model",
-    "beam_search": "scratchlm.generation",
+    "beam_search": "scratchlm.beams",
     "create_run": "scratchlm.training.setup",
     "evaluate": "scratchlm.evaluation",
     "generate": "scratchlm.generation",

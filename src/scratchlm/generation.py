@@ -1,11 +1,10 @@
-"""The one generator: any model, through its state; sampling as pure functions on logits, and beam search.
+"""The one generator: any model, through its state; and sampling as pure functions on logits.
 
 Letters in shapes: B rows, V vocabulary.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -89,7 +88,8 @@ def row_generator(seed: int, row: int) -> torch.Generator:
     return torch.Generator().manual_seed(state >> 1)
 
 
-def _check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> None:
+def check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError for a prompt that is empty or has an id outside of the vocabulary."""
     vocab_size = model.config.vocab_size
     for prompt in prompts:
         if not prompt:
@@ -100,7 +100,30 @@ def _check_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]]) -> No
             )
 
 
-def _check_context(context: int | None, prompt: int, new: int, unread: int) -> None:
+def readable(model: LanguageModel, source: Source | None, prompts: int) -> Source | None:
+    """The source on the model's device.
+
+    Raises ValueError where the model takes none, or it has another number of rows than there are prompts, or an id
+    outside of the vocabulary.
+    """
+    if source is None:
+        return None
+    if not model.takes_source:
+        raise ValueError(f"{type(model).__name__} reads no source; leave it out, or write it into the prompts")
+    ids, lengths, vocab_size = source.ids, source.lengths, model.config.vocab_size
+    if not len(ids) == len(lengths) == prompts:
+        raise ValueError(
+            f"the source has {len(ids)} rows and {len(lengths)} lengths for {prompts} prompts; give one for each"
+        )
+    if ids.numel() and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ValueError(
+            f"the source has ids from {ids.min()} to {ids.max()}; the model knows 0 to {vocab_size - 1}, in padding too"
+        )
+    device = next(model.parameters()).device
+    return Source(ids.to(device), lengths.to(device))
+
+
+def check_context(context: int | None, prompt: int, new: int, unread: int) -> None:
     """`prompt` and `new` tokens fit, of which the model never reads the last `unread`."""
     if context is not None and prompt > context:
         raise ValueError(f"the context is {context} tokens, and a prompt has {prompt}; shorten it")
@@ -112,7 +135,7 @@ def _check_context(context: int | None, prompt: int, new: int, unread: int) -> N
 
 
 @contextmanager
-def _decoding(model: LanguageModel) -> Iterator[None]:
+def decoding(model: LanguageModel) -> Iterator[None]:
     """Without gradients and dropout; the model is left in the mode that it was in."""
     training = model.training
     model.eval()
@@ -139,11 +162,12 @@ def stream(
     The shortest prompt is read in parallel, then each row is fed its own tokens until its prompt ends, so ragged
     prompts need no mask. A row ends after `max_new_tokens`, or before its token `end`.
     Units: `max_new_tokens` in tokens. `slide`: at the context's end, start again from the newest half of it.
-    Raises ValueError for an empty prompt, for an id outside of the vocabulary, and without `slide` where prompt and
-    new tokens do not fit the context.
+    Raises ValueError for an empty prompt, for an id outside of the vocabulary, for a source that the model does not
+    take or that has not one row a prompt, and without `slide` where prompt and new tokens do not fit the context.
     """
     sampling = sampling or Sampling()
-    _check_prompts(model, prompts)
+    check_prompts(model, prompts)
+    source = readable(model, source, len(prompts))
     if not prompts or max_new_tokens < 1:
         return
     context, rows = model.context, [list(prompt) for prompt in prompts]
@@ -151,13 +175,13 @@ def stream(
         rows = [row if len(row) <= context else row[-max(1, context // 2) :] for row in rows]
     longest = max(map(len, rows))
     total = longest + max_new_tokens
-    _check_context(context, longest, 0 if slide else max_new_tokens, unread=1)
+    check_context(context, longest, 0 if slide else max_new_tokens, unread=1)
     device = next(model.parameters()).device
     generators = [row_generator(seed, row) for row in range(len(prompts))]
     left = [max_new_tokens] * len(rows)
     read = 0  # tokens of every row that the state has consumed
     capacity = total - 1 if context is None else min(total - 1, context)
-    with _decoding(model):
+    with decoding(model):
         state = model.initial_state(len(rows), capacity=capacity, source=source)
         known = min(map(len, rows))
         while any(left):
@@ -206,167 +230,6 @@ def generate(
     for row, token in stream(model, prompts, max_new_tokens, sampling, seed=seed, end=end, source=source):
         rows[row].append(token)
     return rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hypothesis:
-    """One way to go on from a prompt.
-
-    Attributes:
-        tokens: The new tokens, without the end token.
-        log_probability: Of the tokens and the end token after them, in nats.
-        score: The log-probability over the length penalty.
-    """
-
-    tokens: list[int]
-    log_probability: float
-    score: float
-
-
-def _largest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest logits of each row and their ids, of equals the lowest id first. Shapes: (B, V) -> (B, count) each.
-
-    `topk` does not say which of equal values it takes, and on a GPU that may change; `argmax` takes the first. Four of
-    them cost a third of a `topk` with its ties put right and a twentieth of a stable sort (64 x 37,000, one core of a
-    CPU, November 2026).
-    """
-    logits, values, ids = logits.clone(), [], []
-    for _ in range(count):
-        ids.append(logits.argmax(-1, keepdim=True))
-        values.append(logits.gather(-1, ids[-1]))
-        logits.scatter_(-1, ids[-1], -math.inf)
-    return torch.cat(values, -1), torch.cat(ids, -1)
-
-
-class _Beam:
-    """The hypotheses of one prompt: those that live, the best first, and those that have ended."""
-
-    def __init__(self, size: int, longest: int, end: int, length_penalty: float) -> None:
-        self.size, self.longest, self.end, self.length_penalty = size, longest, end, length_penalty
-        self.live: list[tuple[float, list[int]]] = [(0.0, [])]
-        self.finished: list[Hypothesis] = []  # the best first
-
-    def score(self, log_probability: float, length: int) -> float:
-        """Paper: Wu et al. 2016, equation 14, without coverage. `length` counts the end token."""
-        return log_probability / ((5 + length) / 6) ** self.length_penalty
-
-    def advance(self, choices: Sequence[Iterable[tuple[float, int]]]) -> list[int]:
-        """Each live hypothesis goes on with its choices, (log-probability, token); which of them the new ones follow.
-
-        Of all continuations the best are kept, as many as have a place: what has ended keeps its own.
-        """
-        found = [
-            (total + value, parent, token)
-            for parent, ((total, _), row) in enumerate(zip(self.live, choices, strict=True))
-            for value, token in row
-            if value > -math.inf
-        ]
-        found.sort(key=lambda one: -one[0])  # stable: of equals first the better parent's, then the lowest id
-        before, self.live, parents = self.live, [], []
-        for total, parent, token in found[: self.size - len(self.finished)]:
-            tokens = before[parent][1]
-            if token == self.end:
-                score = self.score(total, len(tokens) + 1)
-                self.finished.append(Hypothesis(tokens=tokens, log_probability=total, score=score))
-            else:
-                self.live.append((total, [*tokens, token]))
-                parents.append(parent)
-        self.finished.sort(key=lambda one: -one.score)
-        return parents
-
-    def decided(self, wanted: int) -> bool:
-        """No live hypothesis can come to be one of the `wanted` best.
-
-        A log-probability only falls, and the penalty is largest at the greatest length: a score stays below this bound.
-        """
-        if not self.live:
-            return True
-        bound = self.score(self.live[0][0], self.longest + 1)
-        return len(self.finished) >= wanted and self.finished[wanted - 1].score >= bound
-
-
-def beam_search(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    max_new_tokens: int | Sequence[int],
-    *,
-    end: int,
-    beam: int = 4,
-    length_penalty: float = 0.6,
-    alternatives: int = 1,
-    source: Source | None = None,
-) -> list[list[Hypothesis]]:
-    """The `alternatives` best continuations of each prompt that the search finds, the best first.
-
-    A beam is the best `beam` hypotheses of one length. One that ends keeps its place, so a beam of 1 is greedy decoding
-    whatever the penalty, and `beam` hypotheses are found in all. A search ends as soon as no other can be among the
-    wanted. Prompts of one length are read as one batch, which the prompts that are done with leave.
-    Units: `max_new_tokens` (for all, or for each prompt) in tokens, without the end token, which is then forced.
-    Raises ValueError as `stream` does, and for a beam, alternatives, a penalty or an end token out of range.
-    Paper: Wu et al. 2016, section 7; Vaswani et al. 2017, section 6.1 (beam 4, penalty 0.6, source + 50 tokens).
-    """
-    if beam < 1:
-        raise ValueError(f"the beam is {beam}; it must be at least 1")
-    if not 1 <= alternatives <= beam:
-        raise ValueError(f"alternatives is {alternatives}; it must be at least 1 and at most the beam, {beam}")
-    if not 0 <= length_penalty < math.inf:
-        raise ValueError(f"the length penalty is {length_penalty}; it must be 0 (none) or more")
-    if not 0 <= end < model.config.vocab_size:
-        raise ValueError(f"the end token is {end}; the model knows 0 to {model.config.vocab_size - 1}")
-    longest = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    if len(longest) != len(prompts):
-        raise ValueError(f"max_new_tokens has {len(longest)} numbers for {len(prompts)} prompts; give one for each")
-    _check_prompts(model, prompts)
-    for prompt, new in zip(prompts, longest, strict=True):
-        if new < 0:
-            raise ValueError(f"max_new_tokens is {new}; it must be 0 or more")
-        _check_context(model.context, len(prompt), new, unread=0)  # the last token is read: the end follows it
-    beams = [_Beam(beam, new, end, length_penalty) for new in longest]
-    with _decoding(model):
-        for length in sorted(set(map(len, prompts))):
-            group = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
-            sources = source and Source(source.ids[group], source.lengths[group])
-            _search(model, [prompts[i] for i in group], [beams[i] for i in group], alternatives, sources)
-    if not all(one.finished for one in beams):
-        raise ValueError("the model finds nothing possible: its logits are -inf or no numbers; check its weights")
-    return [one.finished[:alternatives] for one in beams]
-
-
-def _search(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    beams: Sequence[_Beam],
-    alternatives: int,
-    source: Source | None,
-) -> None:
-    """Fill the beams of prompts of one length."""
-    device = next(model.parameters()).device
-    end, count = beams[0].end, min(beams[0].size, model.config.vocab_size)
-    state = model.initial_state(len(prompts), source=source)  # growing: a fitted one is no faster, as select copies it
-    chunk = torch.tensor(prompts, device=device)
-    running = list(beams)
-    for step in itertools.count():  # each live hypothesis has so many tokens, and a row of the batch
-        features, state = model(chunk, state)
-        logits = model.readout(features[:, -1])  # (rows, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        total = logits.logsumexp(-1, keepdim=True)
-        best, ids = _largest(logits, count)  # (rows, count)
-        ends = (logits[:, end] - total[:, 0]).tolist()
-        choices = [list(zip(*row, strict=True)) for row in zip((best - total).tolist(), ids.tolist(), strict=True)]
-        parents, row, going_on = [], 0, []
-        for one in running:
-            rows = range(row, row + len(one.live))
-            row = rows.stop
-            forced = step == one.longest
-            came_from = one.advance([[(ends[r], end)] if forced else choices[r] for r in rows])
-            if not one.decided(alternatives):
-                going_on.append(one)
-                parents += [rows[parent] for parent in came_from]
-        if not going_on:
-            return
-        running = going_on
-        chunk = torch.tensor([[tokens[-1]] for one in running for _, tokens in one.live], device=device)
-        state = state.select(torch.tensor(parents))
 
 
 class StopAt:

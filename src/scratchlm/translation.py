@@ -13,9 +13,9 @@ import sacrebleu
 import torch
 from rapidfuzz.distance import Levenshtein
 
+from scratchlm.beams import Hypothesis, beam_search
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.errors import InputError
-from scratchlm.generation import Hypothesis, beam_search
 from scratchlm.model import LanguageModel, Source
 from scratchlm.tokenizers import Tokenizer
 

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint, meta_model
-from scratchlm.cli.flags import OptionalInt
+from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.cli.sample import introduce, say
 from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
@@ -46,6 +46,7 @@ def attention(
     head: OptionalInt = None,
     out: str | None = None,
     checkpoint: str = "last",
+    average: Int = 1,
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -56,7 +57,7 @@ def attention(
     directory
         The run's folder.
     text
-        What the model reads; without it the start of the validation text.
+        What the model reads; without it the start of the validation text, or the source of the first validation pair.
     target
         Of a run on pairs: what the model writes for the text; without it what it writes by itself.
     layer
@@ -67,6 +68,8 @@ def attention(
         Where the files go; without it the run's folder.
     checkpoint
         last, best, or a step.
+    average
+        Take the mean of the weights of so many checkpoints, the newest up to that one.
     device
         auto, cpu, cuda or mps.
     json_
@@ -77,14 +80,11 @@ def attention(
     if not has_attention(meta_model(run.config())):
         having = [name for name in MODELS if has_attention(MODELS[name](MODELS[name].Config.tiny()))]
         raise InputError(f"{directory} is a run of {arch}, which has no attention; train one of: {', '.join(having)}")
-    for flag, given in (("--text", text), ("--target", target)):
-        if given == "":
-            raise InputError(f"{flag} is empty; give a text of at least one token, or leave it out")
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
-    model, tokenizer = load_checkpoint(run, found, chosen)
+    model, tokenizer = load_checkpoint(run, found, chosen, average)
     read, tokens = _read(run, model, tokenizer, text, target)
-    layers = attention_layers(model, tokens, None if read is None else _one_row(read, chosen))
+    layers = attention_layers(model, tokens, None if read is None else _one_row(read))
     if not all(one.weights.isfinite().all() for one in layers):
         raise InputError(f"the attention weights of {found.path} are no numbers; choose another with --checkpoint")
     try:
@@ -97,7 +97,7 @@ def attention(
         ensure_ascii=False,
         allow_nan=False,
     )
-    introduce(run, found, damaged)
+    introduce(run, found, damaged, average)
     if json_:
         print(content)
         return 0
@@ -118,29 +118,35 @@ def _read(
 ) -> tuple[list[int] | None, list[int]]:
     """What the encoder reads, where there is one, and what the decoder reads."""
     limit = DEFAULT_TOKENS if model.context is None else model.context
-    if not model.takes_source and target is None and tokenizer.source is tokenizer:  # one text, and no pair
-        ids = _first(run, min(DEFAULT_TOKENS, limit)) if text is None else tokenizer.encode(text)
+    if not run.config().pairs:
+        if target is not None:
+            raise InputError(f"{run.path} learned from a text and not from pairs; leave --target out")
+        ids = _first(run, min(DEFAULT_TOKENS, limit)) if text is None else _encoded(tokenizer, text, "--text")
         return None, _fitting(ids, model.context, "--text has")
     end = tokenizer.end_of_text
-    if end is None:
-        raise InputError("the tokenizer has no end-of-text token, so the run has not learned from pairs of a source "
-                         "and a target; leave --target out")  # fmt: skip
-    context = model.source_context if model.takes_source else model.context
+    assert end is not None
     if text is None:
-        source = _first(run, context or DEFAULT_TOKENS)
-        source = source[: source.index(end) + 1] if end in source else source
+        source = [*run.pairs()["validation"].source(0).tolist(), end]
     else:
-        source = _fitting([*tokenizer.source.encode(text), end], context, "--text with its end has")
+        context = model.source_context if model.takes_source else model.context
+        source = _fitting([*_encoded(tokenizer.source, text, "--text"), end], context, "--text with its end has")
     start = [end] if model.takes_source else source  # a decoder alone reads the source as its beginning
     if target is None:
         most = min(2 * len(source) + 16, limit - len(start))
-        row = _one_row(source, next(model.parameters()).device) if model.takes_source else None
+        row = _one_row(source) if model.takes_source else None
         (tokens,) = generate(model, [start], most, temperature=0, end=end, source=row)
         say(f"the model's own target: {tokenizer.target.decode(tokens[len(start) :])}")
     else:
         what = "--target with its start has" if model.takes_source else "--text and --target have"
-        tokens = _fitting([*start, *tokenizer.target.encode(target)], model.context, what)
+        tokens = _fitting([*start, *_encoded(tokenizer.target, target, "--target")], model.context, what)
     return source if model.takes_source else None, tokens
+
+
+def _encoded(tokenizer: Tokenizer, text: str, flag: str) -> list[int]:
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise InputError(f"{flag} is empty: {text!r} has no token; give a text of at least one, or leave it out")
+    return ids
 
 
 def _fitting(ids: list[int], context: int | None, what: str) -> list[int]:
@@ -155,8 +161,8 @@ def _first(run: RunFolder, count: int) -> list[int]:
     return split.windows(np.array([0]), min(count, len(split)))[0].tolist()
 
 
-def _one_row(ids: list[int], device: torch.device) -> Source:
-    return Source(torch.tensor([ids], device=device), torch.tensor([len(ids)], device=device))
+def _one_row(ids: list[int]) -> Source:
+    return Source(torch.tensor([ids]), torch.tensor([len(ids)]))
 
 
 def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
@@ -164,5 +170,9 @@ def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 
 def _labels(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The tokens as a person can see them, spaces and line ends too."""
-    return [END if token == tokenizer.end_of_text else visible(tokenizer.token_bytes(token)) for token in ids]
+    """The tokens as a person can see them, spaces and line ends too, but not the space behind each symbol."""
+    labels = []
+    for token in ids:
+        data, alone = tokenizer.token_bytes(token), tokenizer.decode([token]).encode()
+        labels.append(END if token == tokenizer.end_of_text else visible(alone if data == alone + b" " else data))
+    return labels

@@ -17,12 +17,13 @@ from scratchlm import tokenizers
 from scratchlm.cli import learning
 from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.data import corpora
-from scratchlm.data.pairs import is_pairs, read_pairs
+from scratchlm.data.pairs import is_pairs, read_whole_pairs
 from scratchlm.data.text import Errors, read_documents, stream_text
 from scratchlm.errors import InputError
 from scratchlm.interop.vocabularies import PUBLISHED, export_vocabulary, import_vocabulary, named_vocabulary
-from scratchlm.tokenizers import BPETokenizer, Tokenizer
+from scratchlm.tokenizers import BPETokenizer, PairTokenizer, Tokenizer
 from scratchlm.tokenizers.bpe import VOCABULARY
+from scratchlm.tokenizers.pair import Side
 from scratchlm.tokenizers.splitting import PATTERNS
 
 app = App(
@@ -99,6 +100,7 @@ def encode(
     text: OptionalText = None,
     /,
     *,
+    side: Side | None = None,
     allow_special: Words = None,
     strict: bool = False,
     json_: AsJson = False,
@@ -111,6 +113,8 @@ def encode(
         A tokenizer's file, a run's folder, or a vocabulary by name.
     text
         The text; without it, or with -, standard input.
+    side
+        source or target: the side of pairs that the text is of, where the two have tokenizers of their own.
     allow_special
         A special token that the text may have, or all. What is not allowed is ordinary text.
     strict
@@ -118,7 +122,7 @@ def encode(
     json_
         Print one JSON object instead.
     """
-    opened, read = open_tokenizer(tokenizer), _text(text)
+    opened, read = _of_side(open_tokenizer(tokenizer), side, tokenizer), _text(text)
     if isinstance(opened, BPETokenizer):
         allowed = "all" if allow_special == ["all"] else allow_special or []
         ids = opened.encode(read, allowed_special=allowed, strict=strict)
@@ -164,7 +168,7 @@ def decode(
 
 
 @app.command
-def show(tokenizer: str, text: OptionalText = None, /, *, json_: AsJson = False) -> int:
+def show(tokenizer: str, text: OptionalText = None, /, *, side: Side | None = None, json_: AsJson = False) -> int:
     """Show how a text is cut into tokens: coloured, with ids, bytes, and the merges that made each.
 
     Parameters
@@ -173,10 +177,12 @@ def show(tokenizer: str, text: OptionalText = None, /, *, json_: AsJson = False)
         A tokenizer's file, a run's folder, or a vocabulary by name.
     text
         The text; without it, or with -, standard input.
+    side
+        source or target: the side of pairs that the text is of, where the two have tokenizers of their own.
     json_
         Print one JSON object instead.
     """
-    opened, read = open_tokenizer(tokenizer), _text(text)
+    opened, read = _of_side(open_tokenizer(tokenizer), side, tokenizer), _text(text)
     ids = opened.encode(read)
     if json_:
         tokens = [
@@ -276,6 +282,14 @@ def open_tokenizer(name: str) -> Tokenizer:
     return tokenizers.load(path / "tokenizer.json" if path.is_dir() else path)
 
 
+def _of_side(opened: Tokenizer, side: Side | None, name: str) -> Tokenizer:
+    if side is None and isinstance(opened, PairTokenizer):
+        raise InputError(
+            f"{name} has a tokenizer for each side of pairs; say which the text is of: --side source or --side target"
+        )
+    return opened.source if side == "source" else opened.target if side == "target" else opened
+
+
 def visible(data: bytes) -> str:
     """Bytes as a person can see them: spaces as dots, line ends as arrows, what is no text in hexadecimal."""
     try:
@@ -304,7 +318,7 @@ def _texts(names: Iterable[str], errors: Errors) -> Iterable[Any]:
     for name in names:
         path = Path(name)
         if is_pairs(name):
-            learned = (pair for pair in read_pairs(name, errors=errors)[0] if pair.split in (None, "train"))
+            learned = (pair for pair in read_whole_pairs(name, errors=errors) if pair.split in (None, "train"))
             yield from itertools.chain.from_iterable((pair.source, pair.target) for pair in learned)
         elif name not in ("", "-") and not path.exists() and not any(mark in name for mark in "./\\"):
             yield corpora.get(name)

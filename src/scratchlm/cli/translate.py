@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from scratchlm import runtime
+from scratchlm.beams import Hypothesis
 from scratchlm.checkpoint import RunFolder, load_checkpoint
 from scratchlm.cli.flags import Int
 from scratchlm.cli.sample import introduce, say
 from scratchlm.data.text import Errors, stream_text
 from scratchlm.errors import InputError
-from scratchlm.generation import Hypothesis
 from scratchlm.translation import LENGTH_PENALTY, decode, encode_source
 
 LINES = 1000  # of a file that are decoded, and printed, together

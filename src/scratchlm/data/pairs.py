@@ -1,5 +1,6 @@
 """Pairs of a source and a target, out of files and corpora and into ids. Nothing here knows of torch."""
 
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -33,8 +34,14 @@ def read_pairs(data: str, targets: str | None = None, errors: Errors = "strict")
     """The pairs of a corpus by name, of a file with a tab between source and target, or of two files line by line.
 
     White space around a side is no part of it, and quotation marks are text. Returns besides the numbers of the lines
-    that are left out, since a side of them is empty. Raises InputError where lines do not pair up, with their numbers.
+    that are left out, since a side of them is empty. Raises InputError where lines do not pair up, with their numbers,
+    and for standard input.
     """
+    if "-" in (data, targets):
+        raise InputError(
+            "pairs cannot come from standard input (-); write them into a file that ends in .tsv, a tab between source "
+            "and target, and name it"
+        )
     pairs, empty = [], []
     for line, row in enumerate(_rows(data, targets, errors), 1):
         source, target, *split = (side.strip() for side in row)
@@ -48,14 +55,26 @@ def read_pairs(data: str, targets: str | None = None, errors: Errors = "strict")
     return pairs, empty
 
 
+def read_whole_pairs(data: str, targets: str | None = None, errors: Errors = "strict") -> list[Pair]:
+    """The pairs of `read_pairs`. A warning tells of the lines that are left out."""
+    pairs, empty = read_pairs(data, targets, errors)
+    if empty:
+        warnings.warn(
+            f"{len(empty):,} of {len(empty) + len(pairs):,} pairs have an empty side and are left out (the first: line "
+            f"{empty[0]:,})",
+            stacklevel=2,
+        )
+    return pairs
+
+
 def _rows(data: str, targets: str | None, errors: Errors) -> Iterator[tuple[str, ...]]:
     """Source and target of each line, and the split where a corpus names it."""
     if targets is not None:
         sources, translations = _lines(data, errors), _lines(targets, errors)
         if len(sources) != len(translations):
             raise InputError(
-                f"{data} has {len(sources):,} lines and {targets} has {len(translations):,}; each line of the one "
-                "must have its translation on the same line of the other"
+                f"{data} has {len(sources):,} line{'s' * (len(sources) != 1)} and {targets} has {len(translations):,}; "
+                "each line of the one must have its translation on the same line of the other"
             )
         yield from zip(sources, translations, strict=True)
         return
@@ -82,7 +101,8 @@ def _rows(data: str, targets: str | None, errors: Errors) -> Iterator[tuple[str,
 
 
 def _lines(path: str, errors: Errors) -> list[str]:
-    return "".join(stream_text(path, errors)).removesuffix("\n").split("\n")  # splitlines() cuts at other marks too
+    text = "".join(stream_text(path, errors))
+    return text.removesuffix("\n").split("\n") if text else []  # splitlines() cuts at other marks too
 
 
 def split_pairs(pairs: Sequence[Pair], shares: Sequence[float]) -> dict[str, list[Pair]]:

@@ -74,12 +74,15 @@ def attention_layers(model: LanguageModel, tokens: Sequence[int], source: Source
 
     `source`: one row, for a model that takes one.
     """
-    training = model.training
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
         with torch.no_grad(), record(model) as shown:
-            state = None if source is None else model.initial_state(1, source=source)
-            model(torch.tensor([tokens], device=next(model.parameters()).device), state)
+            state = None
+            if source is not None:
+                source = Source(source.ids.to(device), source.lengths.to(device))
+                state = model.initial_state(1, source=source)
+            model(torch.tensor([tokens], device=device), state)
     finally:
         model.train(training)
     layers = []

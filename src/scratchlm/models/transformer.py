@@ -12,10 +12,9 @@ Paper: Vaswani et al. 2017, "Attention Is All You Need", where only equations 1 
     learning rate                              (3)              the presets' schedule "noam"
     dropout of sub-layers and embeddings       (5.4)            dropout, embedding_dropout
 
-Departures: the linear maps of attention have biases, as in the implementations that came after it; `bias=False` is the
-paper's equation. The decoder starts with the token that ends a text, which stands for the paper's start symbol. The
-norm "pre", attention dropout and hidden dropout are later variants, off by default. "pre" puts one more norm at the end
-of each stack, since its stream is never normalised otherwise.
+Departures: the linear maps of attention have biases, as in later implementations; `bias=False` is the paper's equation.
+The decoder starts with the token that ends a text, in place of a start symbol. The norm "pre", attention and hidden
+dropout are later variants, off by default. "pre" ends each stack with one more norm, as nothing else normalises it.
 A mask is true where attention is blocked. A query that may see nothing, since its source is empty, gets zeros.
 
 What is sharded piece by piece lies in two lists: `encoder` holds the encoder's blocks, `blocks` the decoder's. The keys
@@ -76,6 +75,8 @@ class TransformerConfig:
         for name in ("vocab_size", "context", "source_context", "dim", "depth", "heads", "hidden_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.norm not in ("post", "pre"):
+            raise ValueError(f"norm is {self.norm!r}; it must be 'post' or 'pre'")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} cannot be shared by {self.heads} heads; make dim a multiple of heads")
         for name in ("dropout", "embedding_dropout", "attention_dropout", "hidden_dropout"):
@@ -151,8 +152,7 @@ class KeysValues(nn.Module):
 
     def forward(self, x: Tensor) -> KV:
         """Shapes: (B, S, D) -> keys, values (B, H, S, K)."""
-        batch, length, dim = x.shape
-        heads = self.key_value(x).view(batch, length, 2, self.heads, dim // self.heads)
+        heads = self.key_value(x).unflatten(-1, (2, self.heads, -1))  # (B, S, 2, H, K)
         keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, S, K)
         return KV(keys, values)
 
@@ -262,8 +262,7 @@ class TransformerState(State):
         rows = rows.to(self.blocked.device)
         chosen = partial(torch.index_select, dim=0, index=rows)
         source_rows = rows.clone() if self.source_rows is None else chosen(self.source_rows)
-        memories = pytree.tree_map_only(Tensor, chosen, self.memories)
-        return replace(self, memories=memories, source_rows=source_rows)
+        return replace(self, memories=pytree.tree_map_only(Tensor, chosen, self.memories), source_rows=source_rows)
 
 
 class Transformer(LanguageModel):
@@ -279,8 +278,8 @@ class Transformer(LanguageModel):
         self.config = config
         self.context, self.source_context = config.context, config.source_context
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        table = sinusoids(max(config.context, config.source_context), config.dim)
-        self.register_buffer("positions", table.to(self.embedding.weight.dtype), persistent=False)
+        positions = torch.empty(max(config.context, config.source_context), config.dim)
+        self.register_buffer("positions", positions, persistent=False)
         self.encoder = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
         self.encoder_norm = LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.source_memories = nn.ModuleList(KeysValues(config) for _ in range(config.depth))
@@ -289,13 +288,14 @@ class Transformer(LanguageModel):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Embeddings from N(0, 1 / dim), each matrix from Xavier's uniform distribution, biases 0, norms 1."""
+        """Embeddings from N(0, 1 / dim), matrices from Xavier's uniform distribution, biases 0, norms 1; positions."""
+        self.positions.copy_(sinusoids(*self.positions.shape))
         for name, parameter in self.named_parameters():
             if name == "embedding.weight":
                 nn.init.normal_(parameter, std=self.config.dim**-0.5)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif "norm" not in name:
+            elif "norm" in name or name.endswith("bias"):
+                nn.init.constant_(parameter, float(name.endswith("weight")))
+            else:
                 parts = 3 if "query_key_value" in name else 2 if "key_value" in name else 1
                 for matrix in parameter.chunk(parts):  # the bound of a matrix does not depend on what it is stored with
                     nn.init.xavier_uniform_(matrix)
@@ -322,7 +322,7 @@ class Transformer(LanguageModel):
         # on an accelerator, looking at a value would wait for all of the work before it, at every training step
         if lengths.device.type == "cpu" and rows and not 0 <= lengths.min() <= lengths.max() <= width:
             raise ValueError(f"source lengths go from {lengths.min()} to {lengths.max()}; the ids hold 0 to {width}")
-        blocked = torch.arange(width, device=lengths.device) >= lengths[:, None]  # (B, S)
+        blocked = torch.arange(width, device=source.ids.device) >= lengths.to(source.ids.device)[:, None]  # (B, S)
         x = self.embed(source.ids)  # (B, S, D)
         for block in self.encoder:
             x = block(x, blocked)

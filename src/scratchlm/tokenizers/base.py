@@ -50,8 +50,9 @@ def exhaust(steps: Generator[Any, None, T]) -> T:
 
 
 class Tokenizer(ABC):
-    """Text to ids 0 .. vocab_size - 1 and back; `decode(encode(text)) == text` for any text that it can encode.
+    """Text to ids 0 .. vocab_size - 1 and back.
 
+    `decode(encode(text)) == text` for any text that it can encode; of symbols up to the white space between them.
     Special tokens in a text are ordinary text: no call here makes one out of it.
     """
 
@@ -164,7 +165,11 @@ class Tokenizer(ABC):
 
 
 class IncrementalDecoder:
-    """Text out of ids one by one, never half a character: the parts joined equal decoding at once."""
+    """Text out of ids one by one, never half a character.
+
+    The parts joined equal decoding at once; of symbols they have besides the space behind the last one, since there may
+    be more to come.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

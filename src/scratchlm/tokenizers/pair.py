@@ -68,13 +68,14 @@ class PairTokenizer(Tokenizer):
         return b"" if part == 2 else self._sides[part].token_bytes(token - part * self._sides[0].vocab_size)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The texts of both sides, each as its own tokenizer decodes it, one after another."""
-        runs = itertools.groupby(ids, self._part)
-        return "".join(
-            self._sides[part].decode(token - part * self._sides[0].vocab_size for token in run)
-            for part, run in runs
+        """The texts of both sides, one after another; the space behind a symbol is left out at the end alone."""
+        texts = [
+            (self._sides[part], [token - part * self._sides[0].vocab_size for token in run])
+            for part, run in itertools.groupby(ids, self._part)
             if part < 2
-        )
+        ]
+        before = "".join(Tokenizer.decode(side, tokens) for side, tokens in texts[:-1])
+        return before + "".join(side.decode(tokens) for side, tokens in texts[-1:])
 
     @property
     def start(self) -> int:
