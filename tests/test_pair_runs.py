@@ -260,7 +260,7 @@ def test_what_makes_no_pairs_is_refused(tmp_path, new_pair_run):
         ({"split": (0.0, 0.5, 0.5)}, "no pair to learn from"),
         (
             {"batch_tokens": 4},
-            r"train: \d+ of \d+ pairs are too long.*; give shorter pairs, a larger batch",
+            "64 of 64 pairs are too long.*; give shorter pairs, a larger batch",
         ),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"tokenizer": "char+nonsense"}, "nonsense"),

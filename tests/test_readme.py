@@ -24,7 +24,8 @@ def with_a_run(tmp_path, monkeypatch, capsys):
     """A folder in which a text and pairs were written, and `scratchlm train gpt` was run."""
     monkeypatch.chdir(tmp_path)
     words = ["scratch", "crash", "chart", "arch"]
-    sides = [[f"{one} {other}" for one in words for other in words] * 4, ["S K R AE CH"] * 64]
+    sources = [f"{one} {other} {third}" for one in words for other in words for third in words]
+    sides = [sources, ["S K R AE CH"] * len(sources)]
     pairs = map("\t".join, zip(*sides, strict=True))
     for name, lines in (("de.txt", sides[0]), ("en.txt", sides[1]), ("pairs.tsv", pairs)):
         Path(name).write_text("\n".join(lines), encoding="utf-8")

@@ -128,7 +128,7 @@ def test_a_beam_of_one_is_what_generate_writes(name):
     model, end = model_of(name), TOKENIZER.end_of_text
     for source, _ in PAIRS:
         ids = [*TOKENIZER.source.encode(source), end]
-        given = as_source([ids], end, torch.device("cpu")) if model.takes_source else None
+        given = as_source([ids], end) if model.takes_source else None
         prompt = [end] if model.takes_source else ids
         room = min(len(ids) - 1 + 50, model.context - len(prompt))
         written = generation.generate(model, [prompt], room, temperature=0, end=end, source=given)[0]

@@ -62,7 +62,7 @@ def decode(
         batch = [sources[row] for row in rows]
         given, prompts = None, batch
         if model.takes_source:
-            given, prompts = as_source(batch, end, next(model.parameters()).device), [[end]] * len(batch)
+            given, prompts = as_source(batch, end), [[end]] * len(batch)
         limits = [
             len(source) - 1 + EXTRA_TOKENS
             if model.context is None
@@ -76,13 +76,13 @@ def decode(
     return found
 
 
-def as_source(sources: Sequence[Sequence[int]], fill: int, device: torch.device) -> Source:
+def as_source(sources: Sequence[Sequence[int]], fill: int) -> Source:
     """Sources side by side, right-padded with `fill`."""
     lengths = [len(source) for source in sources]
     ids = torch.full((len(sources), max(lengths)), fill)
     for row, source in enumerate(sources):
         ids[row, : len(source)] = torch.tensor(source)
-    return Source(ids.to(device), torch.tensor(lengths, device=device))
+    return Source(ids, torch.tensor(lengths))
 
 
 def _batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

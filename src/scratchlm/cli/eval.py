@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from scratchlm import runtime
+from scratchlm.beams import LARGEST_PENALTY
 from scratchlm.checkpoint import RunFolder, load_checkpoint
 from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.cli.sample import introduce
@@ -71,9 +72,10 @@ def command(
     json_
         Print one JSON object instead.
     """
-    if beam < 1 or not 0 <= length_penalty <= 10:
+    if beam < 1 or not 0 <= length_penalty <= LARGEST_PENALTY:
         raise InputError(
-            f"--beam is {beam} and --length-penalty {length_penalty}; the one must be 1 or more, the other from 0 to 10"
+            f"--beam is {beam} and --length-penalty {length_penalty}; the one must be 1 or more, the other from 0 to "
+            f"{LARGEST_PENALTY}"
         )
     run = RunFolder.open(directory)
     config = run.config()

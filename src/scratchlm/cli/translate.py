@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from scratchlm import runtime
-from scratchlm.beams import Hypothesis
+from scratchlm.beams import LARGEST_PENALTY, Hypothesis
 from scratchlm.checkpoint import RunFolder, load_checkpoint
 from scratchlm.cli.flags import Int
 from scratchlm.cli.sample import introduce, say
@@ -61,8 +61,8 @@ def command(
     """
     if not 1 <= alternatives <= beam:
         raise InputError(f"--alternatives is {alternatives} and --beam {beam}; give 1 <= alternatives <= beam")
-    if not 0 <= length_penalty <= 10:
-        raise InputError(f"--length-penalty is {length_penalty}; it must be from 0 to 10")
+    if not 0 <= length_penalty <= LARGEST_PENALTY:
+        raise InputError(f"--length-penalty is {length_penalty}; it must be from 0 to {LARGEST_PENALTY}")
     run = RunFolder.open(directory)
     config = run.config()
     if not config.pairs:

@@ -42,6 +42,8 @@ def read_pairs(data: str, targets: str | None = None, errors: Errors = "strict")
             "pairs cannot come from standard input (-); write them into a file that ends in .tsv, a tab between source "
             "and target, and name it"
         )
+    if "" in (data, targets):
+        raise InputError("the name of the data is empty; give pairs as two files, one .tsv file, or a corpus by name")
     pairs, empty = [], []
     for line, row in enumerate(_rows(data, targets, errors), 1):
         source, target, *split = (side.strip() for side in row)

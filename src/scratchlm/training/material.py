@@ -13,7 +13,7 @@ from scratchlm.config import RunConfig
 from scratchlm.data import corpora
 from scratchlm.data.batches import CarriedStreams, TrainingWindows
 from scratchlm.data.pair_batches import Pairs, TrainingPairs, fitting
-from scratchlm.data.pairs import Pair, encode_pairs, is_pairs, read_pairs, split_pairs
+from scratchlm.data.pairs import Pair, encode_pairs, is_pairs, read_whole_pairs, split_pairs
 from scratchlm.data.shards import SPLITS, Tokens, dtype_for, encode_documents, split_documents
 from scratchlm.data.text import Errors, read_documents
 from scratchlm.errors import InputError
@@ -179,20 +179,7 @@ def read_scored_pairs(paths: Sequence[str], errors: Errors, config: RunConfig, t
 
     Raises InputError where it can read none of them.
     """
-    return fit_pairs(as_pairs(encode_pairs(_read(paths, errors), tokenizer), tokenizer), config)
-
-
-def _read(paths: Sequence[str], errors: Errors) -> list[Pair]:
-    if "" in paths:
-        raise InputError("the name of the data is empty; give pairs as two files, one .tsv file, or a corpus by name")
-    pairs, empty = read_pairs(*paths, errors=errors)
-    if empty:
-        warnings.warn(
-            f"{len(empty):,} of {len(empty) + len(pairs):,} pairs have an empty side and are left out (the first: line "
-            f"{empty[0]:,})",
-            stacklevel=2,
-        )
-    return pairs
+    return fit_pairs(as_pairs(encode_pairs(read_whole_pairs(*paths, errors=errors), tokenizer), tokenizer), config)
 
 
 def read_text(config: RunConfig) -> TextMaterial:
@@ -205,4 +192,4 @@ def read_text(config: RunConfig) -> TextMaterial:
 def read_parallel(config: RunConfig) -> PairMaterial:
     """The pairs that a run learns from. Raises InputError where they cannot be read."""
     paths = [config.data] if config.source is None or config.target is None else [config.source, config.target]
-    return PairMaterial(parts=split_pairs(_read(paths, config.errors), config.split))
+    return PairMaterial(parts=split_pairs(read_whole_pairs(*paths, errors=config.errors), config.split))
