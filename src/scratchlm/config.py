@@ -72,7 +72,8 @@ class RunConfig:
         steps: Optimizer steps.
         horizon: Steps that the schedule is laid out for; none: all of them. Steps beyond it run at its last rate.
         batch_size: Windows in a step, where the data are a text.
-        batch_tokens: Tokens of either side in a step where the data are pairs, padding included.
+        batch_tokens: Tokens of either side in a step where the data are pairs, padding included; of both sides together
+            for a model that reads them as one sequence.
         label_smoothing: Share of the target that training spreads evenly over the whole vocabulary.
         window: Tokens of a window of a text; none: the model's context, or 256 where it has no limit.
         carry: Read the text in streams and carry the state from window to window (truncated backpropagation).

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scratchlm.checkpoint import RunFolder, load
 from scratchlm.generation import Sampling, stream
+from scratchlm.models import MODELS
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training.loggers import open_logger
 from scratchlm.training.loop import SAMPLE_TEMPERATURE, train
@@ -138,7 +139,8 @@ class View:
         rows, window = config.batch_size, config.training_window
         size = f"{rows} x {window} = {rows * window:,} tokens"
         if config.pairs:
-            size = f"up to {config.batch_tokens:,} tokens of either side"
+            sides = "of either side" if MODELS[config.arch].takes_source else "of source and target together"
+            size = f"up to {config.batch_tokens:,} tokens {sides}"
         say(
             f"{config.arch}, {record.parameters:,} parameters, on {record.device}; {config.data_name}: "
             f"{record.train_tokens:,} training tokens ({self.tokenizer.kind}, vocabulary {self.tokenizer.vocab_size:,})"
