@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scratchlm.generation import check_context, check_prompts, decoding, readable
+from scratchlm.generation import check_context, check_prompts, inference, readable
 from scratchlm.model import LanguageModel, Source
 
 LARGEST_PENALTY = 10.0  # far beyond any use; its power of any length is still a number
@@ -135,7 +135,7 @@ def beam_search(
             raise ValueError(f"max_new_tokens is {new}; it must be 0 or more")
         check_context(model.context, len(prompt), new, unread=0)  # the last token is read: the end follows it
     beams = [_Beam(prompt, beam, new, end, length_penalty) for prompt, new in enumerate(longest)]
-    with decoding(model):
+    with inference(model):
         for length in sorted(set(map(len, prompts))):
             group = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
             sources = source and Source(source.ids[group], source.lengths[group])

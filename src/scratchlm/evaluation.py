@@ -1,8 +1,7 @@
 """Exact losses: a whole split, every target counted once."""
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from scratchlm.data.batches import IGNORED, Batch, evaluation_batches
 from scratchlm.data.pair_batches import Pairs, evaluation_pairs
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
+from scratchlm.generation import inference
 from scratchlm.model import LanguageModel
 
 CARRIED_CHUNK = 1024  # tokens of a continuous pass that are read at once; what comes out does not depend on it
@@ -75,18 +75,6 @@ def _require_targets(tokens: Tokens) -> None:
         raise InputError(f"the split has {len(tokens)} tokens, and a loss needs two; give more text")
 
 
-@contextmanager
-def _scoring(model: LanguageModel) -> Iterator[None]:
-    """No dropout and no gradients; the model's mode is left as it was."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(training)
-
-
 def evaluate(model: LanguageModel, data: Tokens | Pairs, token_lengths: np.ndarray, window: int) -> Score:
     """The loss over a whole split: a text in back-to-back windows, no state carried between them; or each target.
 
@@ -110,7 +98,7 @@ def score_batches(model: LanguageModel, batches: Iterable[Batch], token_lengths:
     """The loss over batches, every target counted once. Shapes: token_lengths (V,), bytes of each token."""
     device = next(model.parameters()).device
     total, count, size = 0.0, 0, 0
-    with _scoring(model):
+    with inference(model):
         for batch in batches:
             batch_sum, batch_count = loss_sum(model, batch.to(device))
             total += batch_sum.item()
@@ -132,7 +120,7 @@ def carried_loss(model: LanguageModel, tokens: Tokens) -> float:
     _require_targets(tokens)
     device = next(model.parameters()).device
     total = 0.0
-    with _scoring(model):
+    with inference(model):
         state = model.initial_state(1)
         for batch in evaluation_batches(tokens, CARRIED_CHUNK, 1):
             batch_sum, state = loss_and_state(model, batch.to(device), state)

@@ -135,7 +135,7 @@ def check_context(context: int | None, prompt: int, new: int, unread: int) -> No
 
 
 @contextmanager
-def decoding(model: LanguageModel) -> Iterator[None]:
+def inference(model: LanguageModel) -> Iterator[None]:
     """Without gradients and dropout; the model is left in the mode that it was in."""
     training = model.training
     model.eval()
@@ -181,7 +181,7 @@ def stream(
     left = [max_new_tokens] * len(rows)
     read = 0  # tokens of every row that the state has consumed
     capacity = total - 1 if context is None else min(total - 1, context)
-    with decoding(model):
+    with inference(model):
         state = model.initial_state(len(rows), capacity=capacity, source=source)
         known = min(map(len, rows))
         while any(left):

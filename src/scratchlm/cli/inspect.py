@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import torch
 from cyclopts import App, Parameter
 
 from scratchlm import runtime
@@ -15,7 +14,6 @@ from scratchlm.cli.sample import introduce, say
 from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
 from scratchlm.files import FORMAT_VERSION, replace_file
-from scratchlm.generation import generate
 from scratchlm.inspect.attention import (
     attention_figure,
     attention_layers,
@@ -24,9 +22,10 @@ from scratchlm.inspect.attention import (
     pick,
     save_attention,
 )
-from scratchlm.model import LanguageModel, Source
+from scratchlm.model import LanguageModel
 from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
+from scratchlm.translation import as_source, decode
 
 DEFAULT_TOKENS = 32
 END = "<end>"
@@ -84,7 +83,7 @@ def attention(
     found, damaged = run.find(checkpoint)
     model, tokenizer = load_checkpoint(run, found, chosen, average)
     read, tokens = _read(run, model, tokenizer, text, target)
-    layers = attention_layers(model, tokens, None if read is None else _one_row(read))
+    layers = attention_layers(model, tokens, None if read is None else as_source([read], read[-1]))
     if not all(one.weights.isfinite().all() for one in layers):
         raise InputError(f"the attention weights of {found.path} are no numbers; choose another with --checkpoint")
     try:
@@ -117,11 +116,14 @@ def _read(
     run: RunFolder, model: LanguageModel, tokenizer: Tokenizer, text: str | None, target: str | None
 ) -> tuple[list[int] | None, list[int]]:
     """What the encoder reads, where there is one, and what the decoder reads."""
-    limit = DEFAULT_TOKENS if model.context is None else model.context
     if not run.config().pairs:
         if target is not None:
             raise InputError(f"{run.path} learned from a text and not from pairs; leave --target out")
-        ids = _first(run, min(DEFAULT_TOKENS, limit)) if text is None else _encoded(tokenizer, text, "--text")
+        ids = (
+            _first(run, min(DEFAULT_TOKENS, model.context or DEFAULT_TOKENS))
+            if text is None
+            else _encoded(tokenizer, text, "--text")
+        )
         return None, _fitting(ids, model.context, "--text has")
     end = tokenizer.end_of_text
     assert end is not None
@@ -132,10 +134,9 @@ def _read(
         source = _fitting([*_encoded(tokenizer.source, text, "--text"), end], context, "--text with its end has")
     start = [end] if model.takes_source else source  # a decoder alone reads the source as its beginning
     if target is None:
-        most = min(2 * len(source) + 16, limit - len(start))
-        row = _one_row(source) if model.takes_source else None
-        (tokens,) = generate(model, [start], most, temperature=0, end=end, source=row)
-        say(f"the model's own target: {tokenizer.target.decode(tokens[len(start) :])}")
+        own = decode(model, [source], end)[0][0].tokens
+        say(f"the model's own target: {tokenizer.target.decode(own)}")
+        tokens = [*start, *own]
     else:
         what = "--target with its start has" if model.takes_source else "--text and --target have"
         tokens = _fitting([*start, *_encoded(tokenizer.target, target, "--target")], model.context, what)
@@ -159,10 +160,6 @@ def _first(run: RunFolder, count: int) -> list[int]:
     """The first tokens of the validation text."""
     split = run.splits()["validation"]
     return split.windows(np.array([0]), min(count, len(split)))[0].tolist()
-
-
-def _one_row(ids: list[int]) -> Source:
-    return Source(torch.tensor([ids]), torch.tensor([len(ids)]))
 
 
 def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
