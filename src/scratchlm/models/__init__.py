@@ -46,5 +46,6 @@ MODELS = Registry(
         "bigram": "scratchlm.models.bigram:Bigram",
         "cnn": "scratchlm.models.cnn:CNN",
         "transformer": "scratchlm.models.transformer:Transformer",
+        "backpack": "scratchlm.models.backpack:Backpack",
     }
 )

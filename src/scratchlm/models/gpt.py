@@ -12,8 +12,8 @@ settles what it leaves open.
     residual weights at initialisation scaled 1/sqrt(N)     GPT.reset_parameters, N = 2 * depth
 
 Departures: none for the `gpt2` presets. `bias` and `activation` exist for the presets that repeat nanoGPT's recipes,
-which drop every bias and use the exact GELU. Position embeddings start with a deviation of 0.02, as in later
-reimplementations; the first release had 0.01.
+which drop every bias and use the exact GELU, `inverse_layer_scaling` for the trunk of a Backpack. Position embeddings
+start with a deviation of 0.02, as in later reimplementations; the first release had 0.01.
 
 Letters in shapes: B batch, T new tokens, D dim, V vocabulary.
 """
@@ -43,6 +43,8 @@ class GPTConfig:
         dropout: Share of activations set to zero in training, after embeddings, attention and each branch.
         bias: Biases in linear layers and norms.
         activation: gelu-tanh is GPT-2's approximation, gelu the exact function.
+        inverse_layer_scaling: Divide each block's attention scores by the block's number, counted from 1
+            (scale_attn_by_inverse_layer_idx).
     """
 
     vocab_size: int
@@ -53,6 +55,7 @@ class GPTConfig:
     dropout: float = 0.1
     bias: bool = True
     activation: Literal["gelu-tanh", "gelu"] = "gelu-tanh"
+    inverse_layer_scaling: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "dim", "depth", "heads"):
@@ -118,13 +121,29 @@ class MLP(nn.Module):
         return self.output(F.gelu(self.hidden(x), approximate=self.approximate))
 
 
+class InverseLayerAttention(CausalSelfAttention):
+    """Attention whose scores are divided by the block's number, so that deep blocks start out broad."""
+
+    def __init__(self, config: GPTConfig, number: int) -> None:
+        super().__init__(config.dim, config.heads, config.dropout, config.bias)
+        self.number = number
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, keys, values = super().project(x)
+        return query / self.number, keys, values
+
+
 class Block(nn.Module):
     """Attention and MLP, each on the normalised stream and added back to it (pre-norm)."""
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, number: int) -> None:
         super().__init__()
         self.attention_norm = LayerNorm(config.dim, config.bias)
-        self.attention = CausalSelfAttention(config.dim, config.heads, config.dropout, config.bias)
+        self.attention = (
+            InverseLayerAttention(config, number)
+            if config.inverse_layer_scaling
+            else CausalSelfAttention(config.dim, config.heads, config.dropout, config.bias)
+        )
         self.mlp_norm = LayerNorm(config.dim, config.bias)
         self.mlp = MLP(config)
         self.dropout = config.dropout
@@ -155,7 +174,7 @@ class GPT(LanguageModel):
         self.context = config.context
         self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
         self.position_embedding = nn.Embedding(config.context, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, number) for number in range(1, config.depth + 1))
         self.final_norm = LayerNorm(config.dim, config.bias)
         self.reset_parameters()
 

@@ -1,11 +1,11 @@
-"""scratchlm inspect: look into a trained model."""
+"""scratchlm inspect attention: who looks where."""
 
 import json
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint, meta_model
@@ -30,12 +30,10 @@ from scratchlm.translation import as_source, decode
 DEFAULT_TOKENS = 32
 END = "<end>"
 
-app = App(name="inspect", help="Look into a trained model.", version_flags=[])
 OptionalText = Annotated[str | None, Parameter(allow_leading_hyphen=True, show_default=False)]
 
 
-@app.command
-def attention(
+def command(
     directory: str,
     /,
     *,

@@ -1,0 +1,11 @@
+"""scratchlm inspect: look into a trained model. Each thing to be seen is a file of its own, loaded when it is called."""
+
+from cyclopts import App
+
+COMMANDS = {
+    "attention": "Draw what each token looks at, in every layer and head.",
+}
+
+app = App(name="inspect", help="Look into a trained model.", version_flags=[])
+for _name, _summary in COMMANDS.items():
+    app.command(f"scratchlm.cli.inspect.{_name}:command", name=_name, help=_summary)
