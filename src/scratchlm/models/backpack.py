@@ -333,7 +333,7 @@ class Backpack(LanguageModel):
 
 
 def _openwebtext(dim: int, depth: int, heads: int) -> dict[str, object]:
-    """The paper's recipe for OpenWebText: 524,288 tokens a step, 52 billion in all (its code warms up in 1,000)."""
+    """The paper's recipe for OpenWebText: 524,288 tokens a step; its warm-up, of which the code has a fifth."""
     return {
         "steps": 100_000,
         "batch_size": 1024,
