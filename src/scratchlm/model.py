@@ -188,6 +188,7 @@ class LanguageModel(nn.Module, ABC):
     Config: ClassVar[type]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # run settings by name; the first is the default
     takes_source: ClassVar[bool] = False
+    has_senses: ClassVar[bool] = False  # `senses(tokens)`, whose weighted sum its features are
     StateType: ClassVar[type[State]] = State  # what `initial_state` gives
 
     config: Any

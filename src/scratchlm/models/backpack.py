@@ -259,6 +259,7 @@ class Backpack(LanguageModel):
 
     Config = BackpackConfig
     StateType = BackpackState
+    has_senses = True
 
     def __init__(self, config: BackpackConfig) -> None:
         super().__init__()

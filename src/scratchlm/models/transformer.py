@@ -344,8 +344,7 @@ class Transformer(LanguageModel):
             )
         rows = state.source_rows
         blocked = state.blocked if rows is None else state.blocked.index_select(0, rows)
-        x = self.embed(tokens, at)  # (B, T, D)
-        after: list[KV] = []
+        x, after = self.embed(tokens, at), list[KV]()  # (B, T, D)
         for block, memory, source in zip(self.blocks, state.memories, state.sources, strict=True):
             if rows is not None:
                 source = KV(source.keys.index_select(0, rows), source.values.index_select(0, rows))  # noqa: PLW2901

@@ -125,6 +125,11 @@ class Tokenizer(ABC):
         """Ids of a text."""
         return self.encode_array(text).tolist()
 
+    def encode_word(self, word: str) -> list[int]:
+        """Ids of a word as it stands within a text: with the space before it, unless that is a token of its own."""
+        ids = self.encode(f" {word}")
+        return ids[1:] if len(ids) > 1 and self.token_bytes(ids[0]) == b" " else ids
+
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that the ids stand for."""
         return b"".join(map(self.token_bytes, ids))

@@ -1,4 +1,4 @@
-"""scratchlm inspect: look into a trained model. Each thing to be seen is a file of its own, loaded when it is called."""
+"""scratchlm inspect: look into a trained model. Each thing to be seen is a file, loaded when it is called."""
 
 from cyclopts import App
 
