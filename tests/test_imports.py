@@ -27,6 +27,7 @@ ALLOWED = {
     "data": {"data", "tokenizers", "errors", "files", "model"},
     "generation": {"model"},
     "beams": {"generation", "model"},
+    "steering": {"generation", "model", "models"},
     "evaluation": {"data", "model", "errors", "generation"},
     "translation": {"beams", "data", "errors", "model", "tokenizers"},
     "config": {"models", "errors"},
