@@ -93,7 +93,7 @@ def test_alpha_is_the_unsteered_models(name):
 @pytest.mark.parametrize(
     "nothing",
     [
-        lambda model: steer(model),
+        steer,
         lambda model: turned(model, 0),
         lambda model: steer(model, scales={(token, 1): 1.0 for token in range(23)}),
         lambda model: steer(model, senses={22: torch.ones(4, 16)}),  # which occurs nowhere
@@ -162,7 +162,7 @@ def test_an_edit_changes_logits_by_what_its_senses_change():
     token = int(TOKENS[0, 2])
     swapped = swapped_senses(model, token, 3, 7)
     change = swapped - model.senses(torch.tensor(token)).detach()  # (L, D)
-    here = (TOKENS == token)[:, None, None]
+    here = (token == TOKENS)[:, None, None]
     expected = torch.einsum("blts,ld,vd->btv", alpha_of(model) * here, change, model.trunk.token_embedding.weight)
     assert expected.abs().max() > 0.01
     close(logits(steer(model, senses={token: swapped})) - logits(model), expected.detach())
@@ -174,7 +174,7 @@ def test_scaling_changes_logits_by_so_much_of_the_sense(factor):
     model = backpack()
     token, sense = int(TOKENS[1, 0]), 2
     pushes = model.readout(model.senses(torch.tensor(token))[sense]).detach()  # (V,)
-    amount = (alpha_of(model)[:, sense] * (TOKENS == token)[:, None]).sum(-1)  # (B, T)
+    amount = (alpha_of(model)[:, sense] * (token == TOKENS)[:, None]).sum(-1)  # (B, T)
     steered = steer(model, scales={(token, sense): factor})
     assert amount.max() == 1  # at the first position, which is this token
     close(logits(steered) - logits(model), (factor - 1) * amount[..., None] * pushes)
@@ -263,6 +263,7 @@ def test_the_groups_of_a_strength():
         (lambda m: steer(m, scales={(0, -1): 1}), "no sense -1"),
         (lambda m: steer(m, scales={(0, 0): math.nan}), "factor of sense 0 is nan"),
         (lambda m: steer(m, scales={(0, 0): math.inf}), "factor of sense 0 is inf"),
+        (lambda m: steer(m, scales={(0, 0): -1e31}), "factor of sense 0 is -1e\\+31; give a finite number up to 1e"),
         (lambda m: steer(m, senses={23: torch.zeros(4, 16)}), "no token has the id 23"),
         (lambda m: steer(m, senses={2: torch.zeros(4, 15)}), r"token 2 have shape \(4, 15\)"),
         (lambda m: steer(m, senses={2: torch.full((4, 16), math.nan)}), "are no numbers"),

@@ -35,6 +35,7 @@ FACTORS = (  # delta of each group at each strength, the lowest scores first
     (1.0, 1.5, 2.2, 2.2),
     (1.0, 3.0, 3.3, 3.3),
 )
+LARGEST = 1e30  # a factor with which logits are finite in float32
 CHUNK = 1 << 24  # numbers that scoring holds at once: 64 MB in float32
 
 
@@ -236,8 +237,10 @@ def steer(
     for (token, sense), factor in scales.items():
         if not 0 <= sense < config.senses:
             raise ValueError(f"a token has no sense {sense}; the model's senses are 0 to {config.senses - 1}")
-        if not math.isfinite(factor):
-            raise ValueError(f"the factor of sense {sense} is {factor}; give a finite number, such as 0 or 2.5")
+        if not abs(factor) <= LARGEST:
+            raise ValueError(
+                f"the factor of sense {sense} is {factor}; give a finite number up to {LARGEST:g}, such as 0 or 2.5"
+            )
         factors[token, sense] = factor
     for token, tensor in senses.items():
         if tensor.shape != (config.senses, config.dim) or not tensor.isfinite().all():

@@ -9,29 +9,32 @@ from cyclopts import Parameter
 from scratchlm import runtime
 from scratchlm.checkpoint import Checkpoint, RunFolder, load_checkpoint
 from scratchlm.cli.flags import Int, OptionalInt
+from scratchlm.cli.steering import Plan, logit_changes, show_changes
 from scratchlm.errors import InputError
 from scratchlm.generation import Sampling, StopAt, stream
 from scratchlm.model import LanguageModel
 from scratchlm.tokenizers import IncrementalDecoder, Tokenizer
+
+Texts = Annotated[list[str] | None, Parameter(allow_leading_hyphen=True, negative_iterable=(), show_default=False)]
 
 
 def command(
     directory: str,
     /,
     *,
-    prompt: Annotated[
-        list[str] | None, Parameter(allow_leading_hyphen=True, negative_iterable=(), show_default=False)
-    ] = None,
+    prompt: Texts = None,
     tokens: Int = 256,
     samples: Int = 1,
     temperature: float = 0.8,
     top_k: OptionalInt = None,
     top_p: float | None = None,
     min_p: float | None = None,
-    stop: Annotated[
-        list[str] | None, Parameter(allow_leading_hyphen=True, negative_iterable=(), show_default=False)
-    ] = None,
+    stop: Texts = None,
     seed: Int = 0,
+    sense: Texts = None,
+    swap: Texts = None,
+    topic: Annotated[str | None, Parameter(allow_leading_hyphen=True, show_default=False)] = None,
+    strength: OptionalInt = None,
     checkpoint: str = "last",
     average: Int = 1,
     device: str = "auto",
@@ -61,6 +64,16 @@ def command(
         End a text before this string. Given several times: before any of them.
     seed
         The same seed, the same text.
+    sense
+        Of a Backpack: WORD:INDEX:SCALE multiplies a sense of a word, counted from 0. The text is written before and
+        after, with the change in the logits of the next token. Given several times: several senses.
+    swap
+        Of a Backpack: WORD:FROM:TO lets a word's senses say of TO what they say of FROM. Given several times: several
+        words.
+    topic
+        Of a Backpack: words to turn the text towards, such as sea,ship,sail; of a word of several tokens, its first.
+    strength
+        How strongly: 0 changes nothing, then 1, 2 and 3; without it 2.
     checkpoint
         last, best, or a step.
     average
@@ -84,15 +97,35 @@ def command(
         raise InputError(
             f"{directory} learned to make targets of sources; give it a source: scratchlm translate {directory} TEXT"
         )
+    plan = Plan.of(run, sense or [], swap or [], topic, strength)
     chosen, _ = runtime.choose_device(device)
     texts = [_prompt(text) for text in prompt or [""]]
     found, damaged = run.find(checkpoint)
     model, tokenizer = load_checkpoint(run, found, chosen, average)
-    writer = Writer(model, tokenizer, [text for text in texts for _ in range(samples)], stop or [], show=not json_)
+    steered = None if plan is None else plan.apply(model, tokenizer)
+    prompts = [text for text in texts for _ in range(samples)]
+    writers = {
+        heading: Writer(one, tokenizer, prompts, stop or [], show=not json_)
+        for heading, one in (("before", model), ("after", steered))
+        if one is not None
+    }
     introduce(run, found, damaged, average)
-    writer.run(tokens, sampling, seed)
+    described: dict[str, Any] = {"step": found.step, "seed": seed}
+    before = writers["before"]
+    before.say_whether_it_slides(tokens)
+    for note in [] if plan is None else plan.notes:
+        say(note)
+    if steered is None:
+        described["samples"] = before.run(tokens, sampling, seed)
+    else:
+        for heading, writer in writers.items():
+            if not json_:
+                print(f"=== {heading} ===", flush=True)
+            described[heading] = {"samples": writer.run(tokens, sampling, seed)}
+        described["logits"] = logit_changes(model, steered, tokenizer, dict(zip(prompts, before.ids, strict=True)))
+        if not json_:
+            show_changes(described["logits"], tokenizer)
     if json_:
-        described = {"step": found.step, "seed": seed, "samples": writer.described()}
         print(json.dumps(described, ensure_ascii=False))
     return 0
 
@@ -143,13 +176,16 @@ class Writer:
         self.decoders = [IncrementalDecoder(tokenizer) for _ in prompts]
         self.stops = [StopAt(stops) for _ in prompts]
 
-    def run(self, tokens: int, sampling: Sampling, seed: int) -> None:
+    def say_whether_it_slides(self, tokens: int) -> None:
         context, longest = self.model.context, max(map(len, self.ids))
         if context is not None and longest + tokens - 1 > context:
             say(
                 f"prompt and new tokens exceed the context of {context}: whenever it is full, "
                 f"the model goes on from the newest {max(1, context // 2)} tokens"
             )
+
+    def run(self, tokens: int, sampling: Sampling, seed: int) -> list[dict[str, Any]]:
+        """Write all texts, and describe them."""
         self._print(0, self.prompts[0])
         drawn = stream(self.model, self.ids, tokens, sampling, seed=seed, end=self.tokenizer.end_of_text, slide=True)
         for row, token in drawn:
@@ -164,6 +200,10 @@ class Writer:
         self._print(0, "\n")
         for row in range(1, len(self.texts)):
             self._print(0, f"--- {row + 1} ---\n{self.prompts[row]}{self.texts[row]}\n")
+        return [
+            {"prompt": prompt, "text": text, "tokens": new}
+            for prompt, text, new in zip(self.prompts, self.texts, self.new, strict=True)
+        ]
 
     def _add(self, row: int, text: str) -> None:
         self.texts[row] += text
@@ -172,9 +212,3 @@ class Writer:
     def _print(self, row: int, text: str) -> None:
         if self.show and row == 0 and text:
             print(text, end="", flush=True)
-
-    def described(self) -> list[dict[str, Any]]:
-        return [
-            {"prompt": prompt, "text": text, "tokens": new}
-            for prompt, text, new in zip(self.prompts, self.texts, self.new, strict=True)
-        ]
