@@ -25,7 +25,7 @@ from scratchlm.inspect.curves import COLOURS, MARKERS, save_figure
 from scratchlm.steering import Topic, steer, topic_scores
 
 TOPICS = (
-    "sea=sea,ship,wind,water,shore,storm",
+    "sea=sea,ship,wind,water,shore",
     "war=war,wars,battle,sword,arms,soldier",
     "love=love,heart,kiss,sweet,lover",
 )

@@ -208,7 +208,10 @@ class Steered(LanguageModel):
         by_older = torch.einsum("btld,bsd->blts", self.model.senses(tokens), older).relu().sum(-1)  # (B, L, T)
         # all senses by new tokens: the tokens go through the last matrix, since the senses are many
         matrix, bias = (parameter.unflatten(0, (self.config.senses, -1)) for parameter in (last.weight, last.bias))
-        by_new = torch.einsum("btd,ldg->bltg", new, matrix) @ inside.mT + (new @ bias.mT).mT[..., None]
+        through = torch.einsum("btd,ldg->bltg", new, matrix).flatten(1, 2)  # (B, L * T, G): no copy of inside a sense
+        by_new = (through @ inside[:, 0].mT).unflatten(1, (self.config.senses, tokens.shape[1])) + (new @ bias.mT).mT[
+            ..., None
+        ]
         by_new = by_new.relu()  # (B, L, T, S)
         said = torch.cat([said, by_older], 2)  # (B, L, S)
         so_far = said[:, :, None] + by_new.cumsum(2)
