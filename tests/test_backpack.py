@@ -168,9 +168,7 @@ def test_the_papers_sizes_to_the_unit(preset, trunk, alpha, mlp, last, norms, to
     assert count(model) == config.parameters == total
 
 
-@pytest.mark.parametrize(
-    ("senses", "total"), [(1, 74_351_360), (4, 75_582_080), (16, 80_504_960), (64, 100_196_480)]
-)
+@pytest.mark.parametrize(("senses", "total"), [(1, 74_351_360), (4, 75_582_080), (16, 80_504_960), (64, 100_196_480)])
 def test_the_ablations_sizes_to_the_unit(senses, total):
     """Table 8: both networks inside the senses are as wide as the stream, which the text says of the second alone."""
     config = BackpackConfig(**{**Backpack.presets["mini"]["model"], "senses": senses, "sense_width": 1})

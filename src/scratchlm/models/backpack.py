@@ -127,6 +127,11 @@ class BackpackConfig:
             )
         return min(fitting, key=lambda shape: abs(math.log(shape.dim / shape.depth / 48)))
 
+    @classmethod
+    def sized_trunk(cls, parameters: int, vocab_size: int, context: int = 256) -> "BackpackConfig":
+        """A Backpack whose trunk is the GPT of so many parameters. Raises ValueError where there is no such GPT."""
+        return cls.around(GPTConfig.sized(parameters, vocab_size, context))
+
     @property
     def parameters(self) -> int:
         """Parameters, the tied embedding counted once."""
@@ -194,6 +199,14 @@ class SenseNetwork(nn.Module):
         return mixed + weights.sum(-1).mT @ bias
 
 
+def different(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The different tokens (U,) and which of them each is; on the meta device, where none has a value, all differ."""
+    if tokens.is_meta:
+        return tokens.flatten(), torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
+    unique, index = tokens.unique(return_inverse=True)
+    return unique, index
+
+
 class SenseSum(torch.autograd.Function):
     """sum_l alpha[l] C[x]_l, with the senses of each different token given once.
 
@@ -207,7 +220,8 @@ class SenseSum(torch.autograd.Function):
         ctx.save_for_backward(weights, senses, index)
         total = weights.new_zeros(weights.shape[0], weights.shape[2], senses.shape[2])
         for one in range(senses.shape[1]):
-            total.baddbmm_(weights[:, one], F.embedding(index, senses[:, one]))
+            values = F.embedding(index, senses[:, one])
+            torch.baddbmm(total, weights[:, one], values, out=total)  # its like in place is counted as no product
         return total
 
     @staticmethod
@@ -317,7 +331,7 @@ class Backpack(LanguageModel):
             )
         hidden, trunk = self.trunk(tokens, state.trunk)
         queries, keys = self.contextualisation.project(hidden)
-        unique, index = tokens.unique(return_inverse=True)
+        unique, index = different(tokens)
         inside = self.sense_network.inside(self.trunk.token_embedding(unique))[index]  # (B, T, G)
         keys, inside, memory = state.senses.append(keys, inside[:, None], at)
         after = BackpackState(length=at + tokens.shape[1], trunk=trunk, senses=memory)
@@ -329,7 +343,7 @@ class Backpack(LanguageModel):
             return self.sense_network.mix(weights, inside), state
         hidden, _ = self.trunk(tokens)
         weights = self.contextualisation(*self.contextualisation.project(hidden))
-        unique, index = tokens.unique(return_inverse=True)
+        unique, index = different(tokens)
         return SenseSum.apply(weights, self.senses(unique), index), None
 
     def readout(self, features: Tensor) -> Tensor:
