@@ -1,6 +1,6 @@
 """Gender bias of a model with senses: how far "he" and "she" are apart after a word, and how far one sense drives them.
 
-Paper: Hewitt et al. 2023, section 6.3 and appendix D; prompts, professions and the fit as in the code released with it.
+Paper: Hewitt et al. 2023, tables 5 and 14; prompts, professions and the fit as in the code released with it.
 
     paper                                                               here
     bias of a word: E[max(p(he) / p(she), p(she) / p(he))]              PronounLogits.mean_ratios(1)
@@ -70,7 +70,7 @@ SERIES = {
     "removed": ("without sense {}", "D", 4.5, COLOURS[0]),
     "fitted": ("sense {} scaled", "^", 4.5, COLOURS[1]),
 }
-BISECTIONS = 100  # each halves what is not known of s: far more than float64 can tell
+MOST_ROWS = 60  # of the picture
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,15 +137,17 @@ def ratios_by_sense(words: Sequence[PronounLogits], scale: float) -> Tensor:
 
 
 def fit_scale(log_ratios: Tensor, added: Tensor) -> float:
-    """The s that minimises mean(exp |d + (s - 1) c|) + |1 - s|, to the last bit.
+    """The s that minimises mean(exp |d + (s - 1) c|) + |1 - s|, as far as float64 tells.
 
     It may leave 0..1. The function is convex, so its slope is bisected; the paper used Nelder-Mead from s = 1.
     Shapes: log_ratios d (N,) of the model as it is, added c (N,), both float64.
     """
     reach = log_ratios.abs().exp().mean().item() - 1  # the minimum is no further: f(s) >= 1 + |1 - s|, f(1) = 1 + reach
     low, high = -reach, reach
-    for _ in range(BISECTIONS):
+    while 1 + low < 1 + high:
         step = (low + high) / 2
+        if step in (low, high):  # neighbours
+            break
         moved = log_ratios + step * added
         largest = moved.abs().max()  # taken out of the slope, of which only the sign is wanted: exp() may overflow
         slope = ((moved.abs() - largest).exp() * moved.sign() * added).mean()
@@ -203,8 +205,12 @@ def reductions(words: Sequence[WordBias]) -> dict[str, float] | None:
 
 
 def bias_figure(words: Sequence[WordBias], sense: int) -> Figure:
-    """A row a word, in their order, and below the mean of several: each with its ratio before, removed and fitted."""
-    means = mean_bias(words)
+    """A row a word, in their order, and below the mean of several: each with its ratio before, removed and fitted.
+
+    Of more than 60 words the first 60 are drawn, and the mean of all.
+    """
+    means, given = mean_bias(words), len(words)
+    words = words[:MOST_ROWS]
     labels = [f"{word.word} ({word.preferred})" if word.preferred else word.word for word in words]
     rows, places = [vars(word) for word in words], [float(place) for place in range(len(words))]
     if len(words) > 1:
@@ -233,11 +239,13 @@ def bias_figure(words: Sequence[WordBias], sense: int) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9, handletextpad=0.2, columnspacing=1.2)
-    figure.supxlabel(
+    about = (
         f"the larger of p(he) / p(she) and p(she) / p(he), mean of {len(EVALUATION)} prompts; 1 is no preference\n"
-        "in brackets: the pronoun that the model prefers as it is",
-        size=9,
+        "in brackets: the pronoun that the model prefers as it is"
     )
+    if given > len(words):
+        about += f"; drawn are {len(words)} of {given:,} words, the mean is that of all"
+    figure.supxlabel(about, size=9)
     return figure
 
 

@@ -112,7 +112,8 @@ def command(
     unmodified, without = ratios_by_sense(estimation, 1)[0].item(), ratios_by_sense(estimation, 0)
     chosen_sense = int(without.argmin()) if sense is None else sense
     measured = [measure(word, *both, chosen_sense) for word, both in split.items()]
-    if not all(math.isfinite(value) for one in measured for value in (one.before, one.removed, one.fitted, one.scale)):
+    ratios = (value for one in measured for value in (one.before, one.removed, one.fitted, one.scale))
+    if not all(map(math.isfinite, (*ratios, *without.tolist()))):
         raise InputError(f"the ratios of {found.path} are no finite numbers; choose another with --checkpoint")
     measured.sort(key=lambda one: one.before, reverse=True)
     content = {
@@ -134,10 +135,6 @@ def command(
     if json_:
         print(text)
         return 0
-    what = "words" if words else "professions"
-    print(f"measured: {len(cut)} of {len(given)} {what}, those that the vocabulary holds as one token")
-    print(_about_sense(chosen_sense, sense is None, unmodified, without[chosen_sense].item()))
-    _print_table(measured, chosen_sense)
     folder = Path(out or directory)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -145,6 +142,10 @@ def command(
         pictures = save_bias(bias_figure(measured, chosen_sense), folder)
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}; name another folder with --out") from error
+    what = "words" if words else "professions"
+    print(f"measured: {len(cut)} of {len(given)} {what}, those that the vocabulary holds as one token")
+    print(_about_sense(chosen_sense, sense is None, unmodified, without[chosen_sense].item()))
+    _print_table(measured, chosen_sense)
     print(f"bias of {config.arch}: {', '.join(map(str, [*pictures, folder / 'bias.json']))}")
     return 0
 
