@@ -208,11 +208,10 @@ class Steered(LanguageModel):
         by_older = torch.einsum("btld,bsd->blts", self.model.senses(tokens), older).relu().sum(-1)  # (B, L, T)
         # all senses by new tokens: the tokens go through the last matrix, since the senses are many
         matrix, bias = (parameter.unflatten(0, (self.config.senses, -1)) for parameter in (last.weight, last.bias))
-        through = torch.einsum("btd,ldg->bltg", new, matrix).flatten(1, 2)  # (B, L * T, G): no copy of inside a sense
-        by_new = (through @ inside[:, 0].mT).unflatten(1, (self.config.senses, tokens.shape[1])) + (new @ bias.mT).mT[
-            ..., None
-        ]
-        by_new = by_new.relu()  # (B, L, T, S)
+        through = torch.einsum("btd,ldg->bltg", new, matrix)
+        # one product of three axes: of four, it would copy the memory for each sense
+        by_new = (through.flatten(1, 2) @ inside.squeeze(1).mT).unflatten(1, through.shape[1:3])
+        by_new = (by_new + (new @ bias.mT).mT[..., None]).relu()  # (B, L, T, S)
         said = torch.cat([said, by_older], 2)  # (B, L, S)
         so_far = said[:, :, None] + by_new.cumsum(2)
         position = torch.arange(ids.shape[1], device=ids.device, dtype=so_far.dtype)
