@@ -267,6 +267,10 @@ def test_the_groups_of_a_strength():
         (lambda m: steer(m, senses={23: torch.zeros(4, 16)}), "no token has the id 23"),
         (lambda m: steer(m, senses={2: torch.zeros(4, 15)}), r"token 2 have shape \(4, 15\)"),
         (lambda m: steer(m, senses={2: torch.full((4, 16), math.nan)}), "are no numbers"),
+        (
+            lambda m: steer(m, topic=Topic(torch.ones(23, 5), 0.4)),
+            "a model of 23 tokens with 5 senses, and this one has",
+        ),
         (lambda m: swapped_senses(m, 5, 3, 99), "no token has the id 99"),
         (lambda m: topic_scores(m, [30]), "no token has the id 30"),
         (lambda m: topic_scores(m, [1], [30]), "no token has the id 30"),

@@ -115,11 +115,9 @@ def swapped_senses(model: LanguageModel, token: int, old: int, new: int) -> Tens
     backpack = _with_senses(model)
     _check_tokens(model, (token, old, new))
     embedding = backpack.trunk.token_embedding
+    tokens = torch.tensor([token, old, new], device=embedding.weight.device)
     with inference(backpack):
-        senses, out, into = (
-            backpack.senses(torch.tensor(token, device=embedding.weight.device)),  # (L, D)
-            *embedding(torch.tensor([old, new], device=embedding.weight.device)),
-        )
+        senses, (out, into) = backpack.senses(tokens[0]), embedding(tokens[1:])  # (L, D), (D,) twice
         amount = senses @ out / out.square().sum()  # (L,)
         swapped = senses + amount[:, None] * (into * out.square().sum() / into.square().sum() - out)
     return swapped.clone()  # which autograd may keep
@@ -250,4 +248,9 @@ def steer(
                 f"the senses of token {token} have shape {tuple(tensor.shape)}, or are no numbers; "
                 f"give finite ones of ({config.senses}, {config.dim})"
             )
+    if topic is not None and topic.factors.shape != factors.shape:
+        raise ValueError(
+            f"the topic is for a model of {topic.factors.shape[0]} tokens with {topic.factors.shape[1]} senses, and this "
+            f"one has {config.vocab_size} with {config.senses}; make one with topic_scores of this model"
+        )
     return Steered(backpack, factors, senses, topic)
