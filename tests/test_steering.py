@@ -269,7 +269,7 @@ def test_the_groups_of_a_strength():
         (lambda m: steer(m, senses={2: torch.full((4, 16), math.nan)}), "are no numbers"),
         (
             lambda m: steer(m, topic=Topic(torch.ones(23, 5), 0.4)),
-            "a model of 23 tokens with 5 senses, and this one has",
+            r"are \(23, 5\), this one's are \(23, 4\)",
         ),
         (lambda m: swapped_senses(m, 5, 3, 99), "no token has the id 99"),
         (lambda m: topic_scores(m, [30]), "no token has the id 30"),

@@ -250,7 +250,7 @@ def steer(
             )
     if topic is not None and topic.factors.shape != factors.shape:
         raise ValueError(
-            f"the topic is for a model of {topic.factors.shape[0]} tokens with {topic.factors.shape[1]} senses, and this "
-            f"one has {config.vocab_size} with {config.senses}; make one with topic_scores of this model"
+            f"the topic is of a model whose tokens and senses are {tuple(topic.factors.shape)}, this one's are "
+            f"{tuple(factors.shape)}; make one out of this model's topic_scores"
         )
     return Steered(backpack, factors, senses, topic)
