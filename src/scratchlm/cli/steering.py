@@ -204,7 +204,7 @@ def show_changes(changes: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> 
                 f"{was['logit']:.4g}",
                 f"{becomes['logit']:.4g}",
                 f"{becomes['logit'] - was['logit']:+.4g}",
-                f"{was['probability']:.2%}",
-                f"{becomes['probability']:.2%}",
+                f"{100 * was['probability']:.2g}%",
+                f"{100 * becomes['probability']:.2g}%",
             )
         console.print(table)
