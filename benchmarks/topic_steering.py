@@ -132,11 +132,11 @@ def main():
         json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     save_figure(chart(topics), folder / "topic_steering")
-    for what in ("samples", "tokens"):
+    for what, digits in (("samples", 1), ("tokens", 2)):
         print(f"\n| share of {what} | {' | '.join(map(str, STRENGTHS))} |\n|{'---|' * (1 + len(STRENGTHS))}")
         for name, topic in topics.items():
             shares = [topic["strengths"][str(strength)][what] for strength in STRENGTHS]
-            cells = [f"{share['mean']:.1%} ± {share['error']:.1%}" for share in shares]
+            cells = [f"{share['mean']:.{digits}%} ± {share['error']:.{digits}%}" for share in shares]
             print(f"| {name}: {', '.join(topic['words'])} | {' | '.join(cells)} |")
 
 
