@@ -82,7 +82,7 @@ def pair(port, request):
         for name, parameter in ours.named_parameters():
             their_name, transposed = theirs_of(name)
             their = parameters.pop(their_name)
-            their += 0.2 * torch.randn_like(their)
+            their += 0.15 * torch.randn_like(their)
             parameter.copy_(their.T if transposed else their)
     assert not parameters, "every one of their parameters has its place in ours"
     return ours, theirs
@@ -123,7 +123,7 @@ def test_the_released_weights_need_the_inverse_layer_scaling(pair):
     without.load_state_dict(ours.state_dict())
     tokens = torch.randint(0, CONFIG.vocab_size, (3, CONFIG.context))
     difference = (without.readout(without(tokens)[0]) - theirs(tokens).logits).abs().max()
-    assert difference > 0.01, "a model of the same weights, and another one"
+    assert difference > 0.02, "a model of the same weights, and another one"
 
 
 # Shapes and starts
@@ -168,9 +168,7 @@ def test_the_papers_sizes_to_the_unit(preset, trunk, alpha, mlp, last, norms, to
     assert count(model) == config.parameters == total
 
 
-@pytest.mark.parametrize(
-    ("senses", "total"), [(1, 74_351_360), (4, 75_582_080), (16, 80_504_960), (64, 100_196_480)]
-)
+@pytest.mark.parametrize(("senses", "total"), [(1, 74_351_360), (4, 75_582_080), (16, 80_504_960), (64, 100_196_480)])
 def test_the_ablations_sizes_to_the_unit(senses, total):
     """Table 8: both networks inside the senses are as wide as the stream, which the text says of the second alone."""
     config = BackpackConfig(**{**Backpack.presets["mini"]["model"], "senses": senses, "sense_width": 1})
