@@ -159,7 +159,8 @@ def attention_figure(
 ) -> Figure:
     """A row of panels for each layer, a panel for each head; `tokens` and `source` are how the tokens are written.
 
-    Senses, which are more than heads most often, take several rows. The size is what the labels need, up to a limit; beyond it, cells shrink and some labels are left out.
+    Senses, of which there are many, take several rows. The size is what the labels need, up to a limit; beyond it,
+    cells shrink and some labels are left out.
     """
     source, tokens = short(source or []), short(tokens)
     texts = (tokens, tokens)

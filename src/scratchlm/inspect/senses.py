@@ -146,9 +146,11 @@ def _rankings(values: Tensor, tokens: Tensor) -> list[Ranking]:
 def contributions(model: LanguageModel, tokens: Sequence[int], targets: Sequence[int]) -> Contributions:
     """What each sense of these tokens adds to a logit of the prediction after them: the largest among `targets`.
 
-    Raises ValueError where the tokens do not fit the model's context.
+    Raises ValueError where there is no token, or where they do not fit the model's context.
     Paper: equation 1, with E applied to each part of the sum, which it may be as there is nothing between.
     """
+    if not tokens:
+        raise ValueError("a prediction comes after a token; give one at least")
     device = next(model.parameters()).device
     read = torch.tensor([tokens], device=device)
     unique, index = read[0].unique(return_inverse=True)
@@ -207,7 +209,7 @@ def _fill(labels: Sequence[str], columns: int) -> str:
     """As many of the labels as there is room for, one at least."""
     line = ""
     for label in short(labels):
-        longer = f"{line}  {label}" if line else label
+        longer = f"{line}\u00a0\u00a0{label}" if line else label  # a browser would make one space of two
         if line and _width(longer) > columns:
             break
         line = longer
@@ -219,7 +221,7 @@ def senses_figure(
 ) -> Figure:
     """Words by senses: in each cell the tokens that the sense pushes up most, and below those that it pushes down.
 
-    Words that are more than fit beside each other go on below. The shade is the sense's spread. `label` writes a token; `about` is said below what there is to say anyway.
+    The shade is the sense's spread. `label` writes a token; `about` is said besides what is said of any words.
     """
     lists = [[[[label(token) for token, _ in part] for part in (one.up, one.down)] for one in word] for word in senses]
     explained = (

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -93,19 +93,18 @@ def command(
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
     model, tokenizer = load_checkpoint(run, found, chosen, average)
-    ordinary = np.flatnonzero(
-        tokenizer.token_lengths()
-    ).tolist()  # neither special tokens nor rows beyond the tokenizer
     ids = {word: _word(tokenizer, word) for word in words}
-    parts = None
+    read, shown = [], None
     if text is not None or not words:
         read = _read(run, model, tokenizer, text)
-        aims = range(tokenizer.vocab_size) if target is None else [_target(tokenizer, target)]
-        parts = read, contributions(model, read, aims)
+        targets = range(tokenizer.vocab_size) if target is None else [_target(tokenizer, target)]
+        shown = contributions(model, read, targets)
+    ordinary = np.flatnonzero(tokenizer.token_lengths()).tolist()  # no special tokens
     senses = look_up(model, list(ids.values()), ordinary, top) if ids else []
-    if not (all(math.isfinite(one.spread) for word in senses for one in word) and (not parts or _finite(parts[1]))):
+    figures = [one.spread for word in senses for one in word] + ([] if shown is None else [shown.logit])
+    if not all(map(math.isfinite, figures)):
         raise InputError(f"the senses of {found.path} are no numbers; choose another with --checkpoint")
-    likeness = similarities(word_senses(model, list(ids.values()))).cpu() if ids else None
+    alike = _alike(ids, similarities(word_senses(model, list(ids.values())))) if len(ids) > 1 else []
     content = json.dumps(
         {
             "format_version": FORMAT_VERSION,
@@ -115,8 +114,8 @@ def command(
                 {"word": word, "tokens": texts(tokenizer, tokens), "senses": [_sense(tokenizer, one) for one in table]}
                 for (word, tokens), table in zip(ids.items(), senses, strict=True)
             ],
-            "similarities": _pairs(list(ids), likeness),
-            "contributions": None if parts is None else _described(tokenizer, *parts),
+            "similarities": alike,
+            "contributions": None if shown is None else _described(tokenizer, read, shown),
         },
         ensure_ascii=False,
         allow_nan=False,
@@ -125,20 +124,20 @@ def command(
     if json_:
         print(content)
         return 0
+    pictures = {"senses": _words_figure(tokenizer, ids, senses)} if ids else {}
+    if shown is not None:
+        sides = labels(tokenizer, read), _label(tokenizer, shown.target)
+        pictures["contributions"] = contributions_figure(shown, *sides)
+    files = write_files(Path(out or directory), pictures, "senses.json", content)
     console = Console(emoji=False, markup=False, highlight=False)
     if not console.is_terminal:
-        console.width = 200
-    figures: dict[str, Figure] = {}
-    if ids:
-        for (word, tokens), table in zip(ids.items(), senses, strict=True):
-            _print_word(console, tokenizer, word, tokens, table)
-        _print_similarities(console, _pairs(list(ids), likeness))
-        figures["senses"] = _words_figure(tokenizer, ids, senses)
-    if parts is not None:
-        read, shown = parts
+        console.width = 200  # a pipe has no edge to cut lists off at
+    for (word, tokens), table in zip(ids.items(), senses, strict=True):
+        _print_word(console, tokenizer, word, tokens, table)
+    if alike:
+        _print_similarities(console, alike)
+    if shown is not None:
         _print_contributions(console, labels(tokenizer, read), _label(tokenizer, shown.target), shown, top)
-        figures["contributions"] = contributions_figure(shown, labels(tokenizer, read), _label(tokenizer, shown.target))
-    files = write_files(Path(out or directory), figures, "senses.json", content)
     print(f"senses of {arch}: {', '.join(map(str, files))}")
     return 0
 
@@ -172,10 +171,6 @@ def _read(run: RunFolder, model: LanguageModel, tokenizer: Tokenizer, text: str 
     return fitting(ids, model.context, "--text has")
 
 
-def _finite(shown: Contributions) -> bool:
-    return math.isfinite(shown.logit) and bool(shown.added.isfinite().all())
-
-
 def _shown(word: str) -> str:
     return visible(word.encode())
 
@@ -199,14 +194,12 @@ def _sense(tokenizer: Tokenizer, sense: Sense) -> dict[str, Any]:
     return {"spread": round(sense.spread, 5), **{name: ranked(ranking) for name, ranking in lists.items()}}
 
 
-def _pairs(words: Sequence[str], likeness: Tensor | None) -> list[dict[str, Any]]:
+def _alike(ids: Iterable[str], likeness: Tensor) -> list[dict[str, Any]]:
     """Each two words with the cosines of their senses."""
-    if likeness is None:
-        return []
     described = []
-    for one, other in itertools.combinations(range(len(words)), 2):
+    for (one, word), (other, another) in itertools.combinations(enumerate(ids), 2):
         cosines = [round(cosine, 5) for cosine in likeness[one, other].tolist()]
-        described.append({"words": [words[one], words[other]], "senses": cosines, "min": min(cosines)})
+        described.append({"words": [word, another], "senses": cosines, "min": min(cosines)})
     return described
 
 
@@ -226,7 +219,7 @@ def _described(tokenizer: Tokenizer, read: Sequence[int], shown: Contributions) 
 
 
 def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, collapse_padding=len(columns) > 8)  # of many senses 16 fit 80 columns
     for name in columns:
         right = name in ("sense", "spread", "weight", "adds", "least") or name.isdigit()
         table.add_column(name, justify="right" if right else "left", no_wrap=right)
@@ -249,8 +242,6 @@ def _print_word(console: Console, tokenizer: Tokenizer, word: str, tokens: Seque
 
 
 def _print_similarities(console: Console, pairs: Sequence[dict[str, Any]]) -> None:
-    if not pairs:
-        return
     console.print("similarity by sense (cosine, in hundredths); least: Sim_min")
     table = _table("words", "least", *map(str, range(len(pairs[0]["senses"]))))
     for pair in pairs:
@@ -277,12 +268,8 @@ def _print_contributions(console: Console, tokens: Sequence[str], target: str, s
 
 
 def _words_figure(tokenizer: Tokenizer, ids: dict[str, list[int]], senses: list[list[Sense]]) -> Figure:
-    said = [f"{_shown(word)} is the {_several(tokenizer, tokens)}." for word, tokens in ids.items() if len(tokens) > 1]
+    drawn = {_shown(word): tokens for word, tokens in itertools.islice(ids.items(), DRAWN)}
+    said = [f"{word} is the {_several(tokenizer, tokens)}." for word, tokens in drawn.items() if len(tokens) > 1]
     if len(ids) > DRAWN:
         said.append(f"The first {DRAWN} of {len(ids)} words.")
-    return senses_figure(
-        list(map(_shown, ids))[:DRAWN],
-        senses[:DRAWN],
-        lambda token: _label(tokenizer, token),
-        " ".join(said[: DRAWN + 1]),
-    )
+    return senses_figure(list(drawn), senses[:DRAWN], lambda token: _label(tokenizer, token), " ".join(said))
