@@ -8,9 +8,9 @@ Letters in shapes: N words, L senses, D width of a sense, T tokens read, U diffe
 import math
 import textwrap
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -158,9 +158,10 @@ def contributions(model: LanguageModel, tokens: Sequence[int], targets: Sequence
         features, _ = model(read)
         logits = model.readout(features[0, -1])  # (V,)
         target = targets[int(logits[list(targets)].argmax())]
-        senses = token_senses(model, unique)  # (U, L, D)
-        # one sense at a time, since each readout makes V numbers of every token
-        effects = torch.stack([model.readout(one)[:, target] for one in senses.unbind(1)], 1)[index]  # (T, L)
+        with torch.enable_grad():  # a readout is linear, so its gradient is the target's row of E
+            last = features[0, -1].requires_grad_()
+            (direction,) = torch.autograd.grad(model.readout(last)[target], last)  # (D,)
+        effects = (token_senses(model, unique) @ direction)[index]  # (T, L)
     weights = shown["contextualisation.weights"][0][0, :, -1].mT  # (T, L)
     return Contributions(
         target=target,
@@ -291,11 +292,10 @@ def contributions_figure(shown: Contributions, tokens: Sequence[str], target: st
     panel.xaxis.tick_top()
     panel.xaxis.set_label_position("top")
     panel.set_xlabel("sense", size=8)
-    step = len(panel.get_yticks()) and round(count / len(panel.get_yticks()))
     beside = axes(left + width + 0.15, 0.45, bars, height)
-    _bars(beside, shown.added.sum(1), step, along="y")
+    _bars(beside, shown.added.sum(1), map(int, panel.get_yticks()), along="y")
     below = axes(left, 0.45 + height + 0.15, width, high)
-    _bars(below, shown.added.sum(0), 1, along="x")
+    _bars(below, shown.added.sum(0), range(senses), along="x")
     bar = axes(left + width + 0.15 + bars + 0.65, 0.45, 0.13, min(2.0, max(height, 1.0)))
     _scale(figure, bar, ScalarMappable(norm, SIGNED), "added to the logit (nats)")
     bar.set_yticks([-most, -most / 4, 0, most / 4, most], [f"{most * part:.2g}" for part in (-1, -0.25, 0, 0.25, 1)])
@@ -310,23 +310,21 @@ def _signed_square(x: Any) -> Any:
     return np.sign(x) * np.square(x)
 
 
-def _bars(panel: Axes, sums: Tensor, step: int, *, along: str) -> None:
-    """A bar with its number for each row (along y) or column (along x) of the panel beside it."""
-    values = sums.tolist()
+def _bars(panel: Axes, sums: Tensor, numbered: Iterable[int], *, along: Literal["x", "y"]) -> None:
+    """A bar for each row (along y) or column (along x) of the panel beside it, some of them with their numbers."""
+    values, numbered = sums.tolist(), list(numbered)
+    ends = (-0.5, len(values) - 0.5)
     colours = [SIGNED(0.85 if value > 0 else 0.15) for value in values]
-    places = range(len(values))
-    written = [f"{value:+.2f}" for value in values]
+    font: dict[str, Any] = {"labels": [f"{values[at]:+.2f}" for at in numbered], "size": POINTS - 1, "family": FONT}
     if along == "y":
-        panel.barh(places, values, color=colours, height=0.8)
-        panel.set_ylim(len(values) - 0.5, -0.5)
-        panel.set_yticks(places[::step], written[::step], size=POINTS - 1, family=FONT)
-        panel.yaxis.tick_right()
+        panel.barh(range(len(values)), values, color=colours)
         panel.axvline(0, color="black", linewidth=0.5)
-        panel.set_xticks([])
+        panel.set(ylim=ends[::-1], xticks=[])
+        panel.set_yticks(numbered, **font)
+        panel.yaxis.tick_right()
     else:
-        panel.bar(places, values, color=colours, width=0.8)
-        panel.set_xlim(-0.5, len(values) - 0.5)
-        panel.set_xticks(places[::step], written[::step], size=POINTS - 1, family=FONT, rotation=90)
+        panel.bar(range(len(values)), values, color=colours)
         panel.axhline(0, color="black", linewidth=0.5)
-        panel.set_yticks([])
+        panel.set(xlim=ends, yticks=[])
+        panel.set_xticks(numbered, rotation=90, **font)
     panel.spines[:].set_visible(False)
