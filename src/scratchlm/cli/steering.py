@@ -204,7 +204,7 @@ def show_changes(changes: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> 
                 f"{was['logit']:.4g}",
                 f"{becomes['logit']:.4g}",
                 f"{becomes['logit'] - was['logit']:+.4g}",
-                f"{100 * was['probability']:.2g}%",
-                f"{100 * becomes['probability']:.2g}%",
+                f"{100 * was['probability']:.3g}%",
+                f"{100 * becomes['probability']:.3g}%",
             )
         console.print(table)
