@@ -106,7 +106,7 @@ def test_a_swap_is_the_librarys(cli, backpack):
         assert change == pytest.approx(expected[token].item(), abs=1e-4)
 
 
-@pytest.mark.parametrize(("flags", "strength"), [([], 2), (["--strength", 3], 3)])
+@pytest.mark.parametrize(("flags", "strength"), [([], 1), (["--strength", 3], 3)])
 def test_a_topic_is_the_librarys(cli, backpack, flags, strength):
     model, tokenizer = load(backpack)
     words, ids = [tokenizer.encode_word(word)[0] for word in ("sea", "ship", "harbour")], tokenizer.encode("the king")

@@ -73,7 +73,7 @@ def command(
     topic
         Of a Backpack: words to turn the text towards, such as sea,ship,sail; of a word of several tokens, its first.
     strength
-        How strongly: 0 changes nothing, then 1, 2 and 3; without it 2.
+        How strongly: 0 changes nothing, then 1, 2 and 3; without it 1.
     checkpoint
         last, best, or a step.
     average

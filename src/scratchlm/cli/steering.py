@@ -19,7 +19,7 @@ from scratchlm.steering import Steered, Topic, steer, swapped_senses, topic_scor
 from scratchlm.tokenizers import Tokenizer
 
 SHOWN = 5  # tokens that rise most, and as many that fall
-DEFAULT_STRENGTH = 2
+DEFAULT_STRENGTH = 1  # at 2 and 3 a small model begins to repeat itself
 
 
 @dataclass(frozen=True, kw_only=True)
