@@ -20,7 +20,7 @@ COMMANDS = {
     "eval": "Score a model on a whole split: nats per token, perplexity, bits per byte.",
     "compare": "Compare architectures at one budget of parameters and tokens or time: a table, curves and a report.",
     "info": "Show a model's modules, parameters and operations.",
-    "inspect": "Look into a trained model: what each token attends to.",
+    "inspect": "Look into a trained model: what each token attends to, what a word's senses do.",
     "data": "List, show and fetch corpora.",
     "tokenizer": "Train tokenizers, use them, look into them, carry them to other libraries.",
     "presets": "List and show presets.",
