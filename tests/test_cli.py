@@ -419,7 +419,7 @@ BAD = {
             ("optim.lr", "inf", ["optim.lr", "inf"]),
             ("optim.lr", -1, ["optim.lr", "-1"]),
             ("optim.beta1", 1, ["optim.beta1", "below 1"]),
-            ("optim.schedule", "linear", ["linear", "cosine"]),
+            ("optim.schedule", "step", ["step", "cosine"]),
             ("model.heads", 3, ["dim 16", "3 heads"]),
             ("model.dropout", "nan", ["dropout", "nan"]),
             ("model.depth", 0, ["depth is 0"]),

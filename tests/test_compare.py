@@ -1,11 +1,13 @@
 """Comparisons: the same budget for each, a report that opens offline, and nothing lost when it is interrupted."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +35,8 @@ from scratchlm.errors import InputError
 from scratchlm.files import read_json, write_json
 from scratchlm.inspect.curves import COLOURS
 from scratchlm.models import MODELS
+from scratchlm.models.backpack import BackpackConfig
+from scratchlm.models.gpt import GPTConfig
 from scratchlm.tokenizers import BPETokenizer
 from scratchlm.training import loop
 
@@ -301,6 +305,60 @@ def test_what_a_text_holds_cannot_become_markup(finished):
     assert "<img" not in source
 
 
+# --- at equal trunks -----------------------------------------------------------------------------------------------
+
+TRUNK = Budget(params=15_600, trunk=True, tokens=2 * 64)
+NO_TRUNK = dataclasses.replace(TRUNK, trunk=False)
+
+
+def test_at_equal_trunks_the_contextual_network_is_identical(tmp_path):
+    text, folder = write_text(tmp_path), tmp_path / "out"
+    flags = ["--budget", "trunk=15.6k,tokens=128", *FLAGS[2:]]
+    result = run_cli("compare", "gpt", "backpack", "floor", "--data", text, "--out", folder, *flags)
+    assert result.code == 0, result.err
+    rows, models = rows_of(folder), {name: load(folder / name)[0] for name in ("gpt", "backpack")}
+    gpt, backpack = models["gpt"].config, models["backpack"].config
+    assert backpack.trunk == dataclasses.replace(gpt, inverse_layer_scaling=True)
+    shapes = [{name: p.shape for name, p in module.named_parameters()} for module in models.values()]
+    trunk = {name.removeprefix("trunk."): shape for name, shape in shapes[1].items() if name.startswith("trunk.")}
+    assert trunk == shapes[0], "the same weights, one by one"
+    assert rows["gpt"]["trunk_parameters"] == rows["gpt"]["parameters"] == rows["backpack"]["trunk_parameters"]
+    assert rows["gpt"]["parameters"] == pytest.approx(15_600, rel=0.02)
+    assert rows["backpack"]["parameters"] == backpack.parameters > rows["gpt"]["parameters"]
+    assert not rows["floor"]["sized"]
+    d, senses, window = backpack.dim, backpack.senses, 16
+    weighing = 2 * d * 2 * d + 2 * window * d + 2 * senses * window * d  # queries and keys, scores, the sum of senses
+    making = 2 * (4 + 4 + 4 + 4 * senses) * d * d  # the senses' network: d -> 4 d -> d -> 4 d -> senses * d
+    assert rows["backpack"]["flops_per_token"] == rows["gpt"]["flops_per_token"] + weighing + making
+    lines = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in result.out.splitlines()]
+    at = lines[0].index("trunk's parameters")
+    assert {cells[0]: cells[at] for cells in lines[2:]} == {
+        name + ("" if row["sized"] else " (floor)"): f"{row['trunk_parameters']:,}" for name, row in rows.items()
+    }
+    text = " ".join(read_page(folder)[1].text.split())
+    assert "The contextual network of each model, its trunk, has about 15,600 parameters (all but floor" in text
+    assert "trunk's parameters" in text
+    with pytest.raises(InputError, match="--budget was trunk=15600,tokens=128 and is params=15600,tokens=128 now"):
+        prepared(folder, tmp_path / "text.txt", architectures=("gpt", "backpack", "floor"), budget=NO_TRUNK)
+
+
+def test_a_folder_of_before_there_were_trunk_budgets_goes_on(finished, tmp_path):
+    """Its request has no `trunk`, nor have its results."""
+    folder = shutil.copytree(finished[0], tmp_path / "out", symlinks=True)
+    written, results = read_json(folder / "comparison.json"), results_of(folder)
+    for content in (written, results):
+        del content["request"]["budget"]["trunk"]
+    for row in results["rows"]:
+        del row["trunk_parameters"]
+    write_json(folder / "comparison.json", written)
+    write_json(folder / "results.json", results)
+    command = ["compare", "gpt", "toy", "floor", "--data", finished[0].parent / "text.txt", "--out", folder, *FLAGS]
+    assert run_cli(*command).out == finished[1].out
+    (folder / "results.json").unlink()
+    assert run_cli(*command).code == 0
+    same_results(folder, finished[0])
+
+
 # --- again, and otherwise ----------------------------------------------------------------------------------------
 
 
@@ -565,6 +623,8 @@ def test_a_time_pays_for_steps_by_their_measured_rate(tmp_path, monkeypatch):
     ("time=0.5h,params=20k", Budget(params=20_000, seconds=1800)),
     ("params=1G,tokens=1000", Budget(params=10**9, tokens=1000)),
     ("params=1.001k,tokens=8.2m", Budget(params=1001, tokens=8_200_000)),
+    ("trunk=2M,tokens=1.3M", Budget(params=2_000_000, trunk=True, tokens=1_300_000)),
+    ("time=3m,trunk=20k", Budget(params=20_000, trunk=True, seconds=180)),
 ])  # fmt: skip
 def test_budgets(text, budget):
     assert parse_budget(text) == budget
@@ -579,6 +639,9 @@ def test_budgets(text, budget):
     ("time=0s", "time is 0s; it must be above 0"),
     ("time=-3m", "time is -3m; it must be above 0"),
     ("tokens=5M,time=3m", "tokens and time"),
+    ("trunk=0,tokens=5M", "trunk is 0; it must be at least 1"),
+    ("trunk=1M", "does not say how long to train"),
+    ("params=1M,trunk=1M,tokens=5M", "has params, which count all of a model, and trunk, which count a part: give one"),
     ("tokens=5M,tokens=6M", "names tokens twice"),
     ("tokens=many", "tokens is 'many'; it must be a number, which k, m, g may follow"),
     ("tokens=5h", "tokens is '5h'; it must be a number"),
@@ -597,7 +660,7 @@ def test_bad_budgets_are_refused(text, message, tmp_path):
     assert (result.code, result.err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
 
 
-@given(st.text(alphabet="paramstokeni=,.0123456789kMGh -", max_size=30))
+@given(st.text(alphabet="paramstruoken=,.0123456789kMGh -", max_size=30))
 def test_any_text_is_a_budget_or_an_input_error(text):
     with contextlib.suppress(InputError):
         budget = parse_budget(text)
@@ -612,6 +675,7 @@ def test_any_text_is_a_budget_or_an_input_error(text):
     ([], {}, "needs two architectures or more"),
     (["gpt", "toy"], {"--budget": "params=3,tokens=5k"}, "params=3 cannot be met: no GPT .* the nearest has"),
     (["toy", "gpt"], {"--budget": "params=900G,tokens=5k"}, "cannot be met: no Toy .* the nearest has"),
+    (["backpack", "gpt"], {"--budget": "trunk=3,tokens=5k"}, "trunk=3 cannot be met: no GPT .* the nearest has"),
     (["gpt", "toy"], {"--budget": "params=15.6k,tokens=63"}, "less than one step of 4 x 16 = 64 tokens"),
     (["gpt", "toy"], {"--window": "0"}, "--window is 0"),
     (["gpt", "toy"], {"--window": "-4"}, "--window is -4"),
@@ -653,6 +717,11 @@ def test_a_class_whose_sized_is_wrong_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(toy.ToyConfig, "sized", classmethod(lambda cls, *asked: cls(vocab_size=asked[1], dim=3)))
     with pytest.raises(InputError, match=r"toy was to have 15,600 parameters and has .*: its Config.sized is wrong"):
         prepared(tmp_path / "out", write_text(tmp_path), architectures=("toy", "floor"))
+    small = GPTConfig(vocab_size=60, context=16, dim=16, depth=1, heads=1)
+    wrong = classmethod(lambda cls, *asked: cls.around(dataclasses.replace(small, vocab_size=asked[1])))
+    monkeypatch.setattr(BackpackConfig, "sized_trunk", wrong)
+    with pytest.raises(InputError, match=r"backpack was to have 15,600 parameters in its trunk and has .*sized_trunk"):
+        prepared(tmp_path / "out", write_text(tmp_path), architectures=("gpt", "backpack"), budget=TRUNK)
 
 
 def test_a_comparison_is_one_process_at_a_time(tmp_path):

@@ -115,7 +115,7 @@ def test_an_unknown_setting_names_the_nearest(name, nearest):
         ("optim.lr", "fast", "float"),
         ("optim.lr", True, "float"),
         ("optim.warmup", 1.5, "int"),
-        ("optim.schedule", "linear", "Literal['cosine', 'noam', 'constant']"),
+        ("optim.schedule", "step", "Literal['cosine', 'linear', 'noam', 'constant']"),
         ("model.bias", "no", "bool"),
         ("model.bias", 0, "bool"),
         ("model.dim", 64.0, "int"),

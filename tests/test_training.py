@@ -24,30 +24,46 @@ from scratchlm.training import loop, optim, setup
 from toy import Toy
 
 
+@pytest.mark.parametrize("decay_embeddings", [True, False])
 @pytest.mark.parametrize("name", list(MODELS))
-def test_each_parameter_is_in_one_group(name):
+def test_each_parameter_is_in_one_group(name, decay_embeddings):
     model = MODELS[name](MODELS[name].Config.tiny())
-    decayed, free = optim.parameter_groups(model, 0.1)
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
-    listed = [id(parameter) for group in (decayed, free) for parameter in group["params"]]
+    groups = optim.parameter_groups(model, OptimConfig(weight_decay=0.1, decay_embeddings=decay_embeddings))
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(listed) == len(set(listed))
     assert set(listed) == {id(parameter) for parameter in model.parameters()}
-    free_names = {n for n, p in model.named_parameters() if any(p is q for q in free["params"])}
-    expected = {
+    rate = {parameter: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert {n for n, p in model.named_parameters() if rate[p] == 0.0} == {
         f"{prefix}.{own}"
         for prefix, module in model.named_modules()
         for own, _ in module.named_parameters(recurse=False)
-        if isinstance(module, LayerNorm) or own == "bias"
+        if isinstance(module, LayerNorm)
+        or own == "bias"
+        or (isinstance(module, torch.nn.Embedding) and not decay_embeddings)
     }
-    assert free_names == expected
+    assert set(rate.values()) <= {0.1, 0.0}
+    assert all(group["params"] for group in groups), "torch refuses an optimizer of no parameters"
 
 
 def test_nanogpt_groups_have_its_published_sizes():
     shape = {**MODELS["gpt"].presets["nanogpt-cpu"]["model"], "vocab_size": 65}
-    decayed, free = optim.parameter_groups(MODELS["gpt"](MODELS["gpt"].Config(**shape)), 0.1)
+    decayed, free = optim.parameter_groups(MODELS["gpt"](MODELS["gpt"].Config(**shape)), OptimConfig())
     assert len(decayed["params"]) == 18
     assert sum(parameter.numel() for parameter in decayed["params"]) == 802_944
     assert sum(parameter.numel() for parameter in free["params"]) == 804_096 - 802_944
+
+
+def test_embeddings_are_spared_where_asked():
+    """One step without a gradient shrinks what decays by lr * weight_decay, and nothing else."""
+    model = MODELS["backpack"](MODELS["backpack"].Config.tiny()).double()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = optim.make_optimizer(model, OptimConfig(lr=0.01, weight_decay=0.5, decay_embeddings=False))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        kept = "embedding.weight" in name or parameter.ndim < 2
+        torch.testing.assert_close(parameter, before[name] * (1.0 if kept else 1 - 0.01 * 0.5), rtol=1e-12, atol=0)
 
 
 def test_the_cosine_schedule():
@@ -62,6 +78,30 @@ def test_the_cosine_schedule():
     flat = replace(config, schedule="constant")
     assert {optim.learning_rate(step, 2000, flat) for step in (100, 1500, 3000)} == {1e-3}
     assert optim.learning_rate(0, 10, OptimConfig(lr=1.0, warmup=0)) == 1.0
+
+
+def test_the_linear_schedule():
+    config = OptimConfig(lr=6e-4, min_lr=0.0, warmup=5000, schedule="linear")
+    rates = [optim.learning_rate(step, 100_000, config) for step in range(100_010)]
+    assert rates[0] == pytest.approx(6e-4 / 5001)
+    assert rates[4999] == pytest.approx(6e-4 * 5000 / 5001)
+    for step in (5000, 5001, 52_500, 99_999):
+        assert rates[step] == pytest.approx(6e-4 * (100_000 - step) / 95_000, rel=1e-9)
+    assert rates[100_000] == rates[-1] == 0.0
+    floor = replace(config, min_lr=1e-4)
+    assert optim.learning_rate(52_500, 100_000, floor) == pytest.approx((6e-4 + 1e-4) / 2)
+    assert optim.learning_rate(100_000, 100_000, floor) == pytest.approx(1e-4)
+
+
+def test_the_backpacks_presets_have_the_released_recipe():
+    presets = MODELS["backpack"].presets
+    for name in ("micro", "mini", "small"):
+        config = OptimConfig(**presets[name]["optim"])
+        assert config == OptimConfig(
+            lr=6e-4, min_lr=0.0, warmup=5000, schedule="linear", beta2=0.999, decay_embeddings=False
+        )
+        assert presets[name]["batch_size"] * presets[name]["model"]["context"] == 524_288
+    assert OptimConfig(**presets["laptop"]["optim"]).decay_embeddings
 
 
 def test_a_run_learns_and_leaves_what_it_promises(new_run):

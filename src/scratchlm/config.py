@@ -23,24 +23,27 @@ class OptimConfig:
 
     Attributes:
         lr: Highest learning rate.
-        min_lr: Rate at the end of the cosine schedule.
+        min_lr: Rate at the end of the cosine and linear schedules.
         warmup: Steps of linear warm-up.
-        schedule: cosine falls from lr to min_lr; noam falls with one over the root of the step; constant stays at lr.
+        schedule: cosine and linear fall from lr to min_lr; noam falls with one over the root of the step; constant
+            stays at lr.
         beta1: Decay of the mean of gradients.
         beta2: Decay of the mean of squared gradients.
         eps: Added to the root of the mean of squares.
-        weight_decay: Decay of matrices and embeddings; biases and norms have none.
+        weight_decay: Decay of matrices; biases and norms have none.
+        decay_embeddings: Whether embeddings decay as other matrices do, an embedding that also reads out among them.
         grad_clip: Largest norm of the gradient; 0 clips nothing.
     """
 
     lr: float = 1e-3
     min_lr: float = 1e-4
     warmup: int = 100
-    schedule: Literal["cosine", "noam", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "noam", "constant"] = "cosine"
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    decay_embeddings: bool = True
     grad_clip: float = 1.0
 
     def __post_init__(self) -> None:

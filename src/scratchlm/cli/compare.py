@@ -39,7 +39,8 @@ def command(
     data
         A corpus by name, a file or a folder.
     budget
-        Parameters of each model, and tokens or time of training: params=1M,tokens=5M or params=1M,time=3m.
+        Parameters of each model, and tokens or time of training: params=1M,tokens=5M or params=1M,time=3m. trunk=1M in
+        place of params counts the contextual network alone, which a GPT is all of and a Backpack has a part of.
     out
         The comparison's folder.
     tokenizer

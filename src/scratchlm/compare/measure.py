@@ -11,7 +11,7 @@ import torch
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load, meta_model
-from scratchlm.compare.plan import Comparison, Entry
+from scratchlm.compare.plan import Comparison, Entry, trunk_parameters
 from scratchlm.config import RunConfig
 from scratchlm.evaluation import Score, carried_loss, evaluate
 from scratchlm.generation import Sampling, stream
@@ -67,19 +67,21 @@ def _begun(
 ) -> dict[str, Any]:
     """What is known of a model without running it, and what its training wrote down."""
     last = metrics[-1] if metrics else {"step": 0, "tokens": 0, "seconds": 0.0}
+    model = meta_model(config)
     return {
         "architecture": entry.arch,
         "status": "finished" if message is None else "diverged",
         "message": message,
         "sized": entry.sized,
         "parameters": entry.parameters,
+        "trunk_parameters": trunk_parameters(model),
         "learning_rate": config.optim.lr,
         "steps": last["step"],
         "tokens": last["tokens"],
         "seconds": last["seconds"],
         "training_tokens_per_second": last["tokens"] / last["seconds"] if last["seconds"] else None,
         "generation_tokens_per_second": None,
-        "flops_per_token": flops_per_token(meta_model(config), config.training_window),
+        "flops_per_token": flops_per_token(model, config.training_window),
         "validation": None,
         "test": None,
         "state_bytes": None,

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from scratchlm import runtime, tokenizers
 from scratchlm.checkpoint import RunFolder, meta_model
 from scratchlm.compare.budget import Budget
@@ -19,6 +21,7 @@ from scratchlm.data.pairs import is_pairs
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.files import read_json, write_json
+from scratchlm.model import LanguageModel
 from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
 from scratchlm.training.material import read_text
@@ -96,7 +99,7 @@ def prepare(request: Request, folder: Path, measuring: Callable[[str], object] =
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
     entries, tokenizer, tokens = make_plan(request, measuring)
     comparison = Comparison(folder=folder, request=request, entries=entries, tokens=tokens, resumed=False)
-    written = {"request": _plain(request), "entries": [_plain(entry) for entry in entries], "tokens_sha256": tokens}
+    written = {"request": plain(request), "entries": [plain(entry) for entry in entries], "tokens_sha256": tokens}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(comparison.tokenizer)
@@ -106,14 +109,20 @@ def prepare(request: Request, folder: Path, measuring: Callable[[str], object] =
     return comparison
 
 
-def _plain(record: Request | Entry) -> dict[str, Any]:
+def plain(record: Request | Entry) -> dict[str, Any]:
     """A record as it comes back out of JSON."""
     return json.loads(json.dumps(asdict(record)))
 
 
+def _request(written: Mapping[str, Any]) -> Request:
+    """A request as it was written, with the defaults of what came later."""
+    values: dict[str, Any] = {**written, "budget": Budget(**written["budget"])}
+    return Request(**values)
+
+
 def _reopen(request: Request, folder: Path) -> Comparison:
     plan = read_json(folder / PLAN)
-    before, now = plan["request"], _plain(request)
+    before, now = plain(_request(plan["request"])), plain(request)
     different = [
         f"--{name.replace('_', '-')} was {_shown(before.get(name))} and is {_shown(now[name])} now"
         if name != "architectures"
@@ -136,7 +145,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):  # a budget, as --budget takes it
         budget = Budget(**value)
         spent = f"time={budget.seconds:g}s" if budget.tokens is None else f"tokens={budget.tokens}"
-        return f"params={budget.params},{spent}"
+        return f"{'trunk' if budget.trunk else 'params'}={budget.params},{spent}"
     return str(value)
 
 
@@ -192,9 +201,19 @@ def make_plan(request: Request, measuring: Callable[[str], object]) -> tuple[lis
             assert request.budget.seconds is not None
             measuring(name)
             steps = max(1, int(request.budget.seconds / seconds_per_step(config, tokens["train"], device)))
-        parameters = sum(parameter.numel() for parameter in meta_model(config).parameters())
+        parameters = count(meta_model(config))
         entries.append(Entry(arch=name, sized=sized, parameters=parameters, settings=with_steps(config, steps)))
     return entries, tokenizer, {name: ids.sha256() for name, ids in tokens.items()}
+
+
+def count(module: nn.Module) -> int:
+    """Parameters, each counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def trunk_parameters(model: LanguageModel) -> int:
+    """Parameters of the contextual network: the module called `trunk`, or all of a model that has none."""
+    return count(getattr(model, "trunk", model))
 
 
 def with_steps(config: RunConfig, steps: int, lr: float | None = None) -> dict[str, Any]:
@@ -217,20 +236,25 @@ def with_steps(config: RunConfig, steps: int, lr: float | None = None) -> dict[s
 def _shape(name: str, request: Request, vocab_size: int, common: Mapping[str, Any]) -> tuple[RunConfig, bool]:
     """The settings of a model with the budget's parameters, or as it is where its config has no `sized`: a floor.
 
+    Where the budget is the trunk's, a config that has `sized_trunk` gives the shape, and else the model is all trunk.
     The optimizer is that of the architecture's default preset.
     """
     preset = without_vocabulary(preset_settings(name, default_preset(name)))
-    sized, wanted = getattr(MODELS[name].Config, "sized", None), request.budget.params
+    of, wanted, what = MODELS[name].Config, request.budget.params, "trunk" if request.budget.trunk else "params"
+    by = "sized_trunk" if request.budget.trunk and hasattr(of, "sized_trunk") else "sized"
+    sized = getattr(of, by, None)
     if sized is None:
         shape: Any = {**preset.get("model", {}), "vocab_size": vocab_size}
     else:
         try:
             shape = asdict(sized(wanted, vocab_size, request.window))
         except ValueError as error:
-            raise InputError(f"--budget params={wanted:,} cannot be met: {error}") from error
+            raise InputError(f"--budget {what}={wanted:,} cannot be met: {error}") from error
     config = make_config({"arch": name, **common, "model": shape, "optim": preset.get("optim", {})})
     check_memory(config)
-    found = sum(parameter.numel() for parameter in meta_model(config).parameters())
+    model = meta_model(config)
+    found = trunk_parameters(model) if request.budget.trunk else count(model)
     if sized is not None and abs(found - wanted) > TOLERANCE * wanted:
-        raise InputError(f"{name} was to have {wanted:,} parameters and has {found:,}: its Config.sized is wrong")
+        part = " in its trunk" if request.budget.trunk else ""
+        raise InputError(f"{name} was to have {wanted:,} parameters{part} and has {found:,}: its Config.{by} is wrong")
     return config, sized is not None

@@ -12,6 +12,7 @@ from scratchlm.files import replace_file
 from scratchlm.inspect.curves import COLOURS, comparison_figure, inline_svg, save_figure
 
 AXES = {"tokens": ("tokens read in training (millions)", 1e6), "seconds": ("seconds of training", 1.0)}
+TRUNK = "trunk's parameters"
 COLUMNS = (
     "model",
     "validation, nats per token",
@@ -22,6 +23,7 @@ COLUMNS = (
     "generation, tokens/s",
     "state at 256 tokens",
     "state at its longest",
+    TRUNK,
     "parameters",
     "FLOPs per token",
 )
@@ -48,8 +50,14 @@ def _drawn(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [row for row in rows if row["curve"] and row["status"] == "finished"]
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row of the table, in the order of `COLUMNS`."""
+def columns(results: Mapping[str, Any]) -> list[str]:
+    """The columns of the table; that of the trunk is there where it was what the budget made equal."""
+    of_trunk = results["request"]["budget"].get("trunk")  # results of before there was such a budget have none
+    return [name for name in COLUMNS if name != TRUNK or of_trunk]
+
+
+def cells(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    """A row of the table."""
     name = row["architecture"] + ("" if row["sized"] else " (floor)")
     if row["status"] == "diverged":
         name += " (diverged)"
@@ -59,16 +67,19 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         for split in ("validation", "test")
         for unit in ("nats_per_token", "bits_per_byte")
     ]
-    return [
+    values = [
         name,
         *losses,
         _number(row["training_tokens_per_second"]),
         _number(row["generation_tokens_per_second"]),
         _state(states[0], 256),
         _state(states[1], None),
+        _number(row.get("trunk_parameters")),
         _number(row["parameters"]),
         _number(row["flops_per_token"]),
     ]
+    named = dict(zip(COLUMNS, values, strict=True))
+    return [named[column] for column in columns]
 
 
 def _number(value: float | None) -> str:
@@ -85,8 +96,9 @@ def _state(state: Mapping[str, int] | None, usual: int | None) -> str:
 
 def table(results: Mapping[str, Any]) -> str:
     """The table as Markdown, its columns aligned."""
-    lines = [list(COLUMNS), *(cells(row) for row in results["rows"])]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(COLUMNS))]
+    names = columns(results)
+    lines = [names, *(cells(row, names) for row in results["rows"])]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, [("-" * width if not at else "-" * (width - 1) + ":") for at, width in enumerate(widths)])
     aligned = (
         [
@@ -120,7 +132,7 @@ def page(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         budget=results["request"]["budget"],
         rows=rows,
         done=[row for row in rows if row["status"] == "finished"],
-        columns=COLUMNS,
+        columns=columns(results),
         cells=cells,
         colours={name: COLOURS[number % len(COLOURS)] for number, name in enumerate(drawn)},
         figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - drawn here, its texts escaped

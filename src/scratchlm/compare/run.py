@@ -13,7 +13,7 @@ from typing import Any
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder
 from scratchlm.compare.measure import measure
-from scratchlm.compare.plan import Comparison, Entry, with_steps
+from scratchlm.compare.plan import Comparison, Entry, plain, with_steps
 from scratchlm.compare.report import draw
 from scratchlm.errors import InputError
 from scratchlm.files import read_json, write_json
@@ -97,9 +97,12 @@ def compare(comparison: Comparison, stop: threading.Event | None = None) -> Iter
         rows = measure(comparison, diverged, stop)
         if rows is None:
             return
-        results = {**read_json(folder.path / "comparison.json"), "versions": runtime.versions(), "rows": rows}
-        del results["entries"], results["tokens_sha256"]
-        results["vocab_size"] = comparison.entries[0].config.model.vocab_size
+        results = {
+            "request": plain(comparison.request),
+            "versions": runtime.versions(),
+            "rows": rows,
+            "vocab_size": comparison.entries[0].config.model.vocab_size,
+        }
         draw(results, folder.path)
         write_json(folder.path / RESULTS, results)  # last: where it is, the rest is
         yield Compared(results=results)

@@ -89,9 +89,10 @@ class BackpackConfig:
     def around(cls, trunk: GPTConfig) -> "BackpackConfig":
         """A Backpack whose trunk has this shape, of as many senses up to 16 as share its width with keys of 4 or more.
 
-        The trunk's attention is scaled as a Backpack's is, which costs no parameters.
+        A Backpack has biases and scales its trunk's attention, whatever this trunk does.
         """
-        senses = max(count for count in range(1, 17) if trunk.dim % count == 0 and trunk.dim // count >= 4)
+        fitting = (count for count in range(1, 17) if trunk.dim % count == 0 and trunk.dim // count >= 4)
+        senses = max(fitting, default=1)
         own = ("bias", "inverse_layer_scaling")
         shape: dict[str, Any] = {name: value for name, value in vars(trunk).items() if name not in own}
         return cls(**shape, senses=senses)
@@ -125,6 +126,11 @@ class BackpackConfig:
                 f"parameters within 2 %; the nearest has {nearest.parameters:,}"
             )
         return min(fitting, key=lambda shape: abs(math.log(shape.dim / shape.depth / 48)))
+
+    @classmethod
+    def sized_trunk(cls, parameters: int, vocab_size: int, context: int = 256) -> "BackpackConfig":
+        """A Backpack whose trunk is the GPT of so many parameters. Raises ValueError where there is no such GPT."""
+        return cls.around(GPTConfig.sized(parameters, vocab_size, context))
 
     @property
     def parameters(self) -> int:
@@ -187,9 +193,18 @@ class SenseNetwork(nn.Module):
         batch, senses, new, _ = weights.shape
         matrix = self.senses_mlp.output.weight.unflatten(0, (senses, -1))  # (L, D, G)
         bias = self.senses_mlp.output.bias.unflatten(0, (senses, -1))  # (L, D)
-        summed = (weights @ inside).transpose(0, 1).flatten(1, 2)  # (L, B * T, G)
+        summed = weights.flatten(1, 2) @ inside.squeeze(1)  # (B, L * T, G); a product of four axes would copy g L times
+        summed = summed.unflatten(1, (senses, new)).transpose(0, 1).flatten(1, 2)  # (L, B * T, G)
         mixed = (summed @ matrix.mT).sum(0).view(batch, new, matrix.shape[1])  # (B, T, D)
         return mixed + weights.sum(-1).mT @ bias
+
+
+def different(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The different tokens (U,) and which of them each is; on the meta device, where none has a value, all differ."""
+    if tokens.is_meta:
+        return tokens.flatten(), torch.arange(tokens.numel(), device=tokens.device).view_as(tokens)
+    unique, index = tokens.unique(return_inverse=True)
+    return unique, index
 
 
 class SenseSum(torch.autograd.Function):
@@ -205,7 +220,8 @@ class SenseSum(torch.autograd.Function):
         ctx.save_for_backward(weights, senses, index)
         total = weights.new_zeros(weights.shape[0], weights.shape[2], senses.shape[2])
         for one in range(senses.shape[1]):
-            total.baddbmm_(weights[:, one], senses[:, one][index])
+            values = F.embedding(index, senses[:, one])
+            torch.baddbmm(total, weights[:, one], values, out=total)  # its like in place is counted as no product
         return total
 
     @staticmethod
@@ -214,8 +230,9 @@ class SenseSum(torch.autograd.Function):
         weights, senses, index = ctx.saved_tensors
         of_weights, of_senses = torch.empty_like(weights), torch.empty_like(senses)
         for one in range(senses.shape[1]):
-            of_weights[:, one] = gradient @ senses[:, one][index].mT
+            of_weights[:, one] = gradient @ F.embedding(index, senses[:, one]).mT
             of_positions = weights[:, one].mT @ gradient  # (B, S, D)
+            # F.embedding's own backward pass, which adds up in one order on every device
             of_senses[:, one] = torch.ops.aten.embedding_dense_backward(of_positions, index, len(senses), -1, False)
         return of_weights, of_senses, None
 
@@ -305,15 +322,16 @@ class Backpack(LanguageModel):
         Shapes: tokens (B, T) int64 -> (B, L, T, S), (B, 1, S, G).
         """
         at = self.position(tokens, state)
-        width = self.config.dim // self.config.senses
-        if state.senses.keys.shape[1::2] != (self.config.senses, width):
+        count, width = self.config.senses, self.config.dim // self.config.senses
+        inner = self.config.sense_width * self.config.dim
+        if (*state.senses.keys.shape[1::2], state.senses.values.shape[3]) != (count, width, inner):
             raise ValueError(
-                f"the state is of another model than this Backpack of {self.config.senses} senses with keys of width "
-                f"{width}; start one with initial_state()"
+                f"the state is of another model than this Backpack of {count} senses with keys of width {width}, made "
+                f"of {inner} numbers a token; start one with initial_state()"
             )
         hidden, trunk = self.trunk(tokens, state.trunk)
         queries, keys = self.contextualisation.project(hidden)
-        unique, index = tokens.unique(return_inverse=True)
+        unique, index = different(tokens)
         inside = self.sense_network.inside(self.trunk.token_embedding(unique))[index]  # (B, T, G)
         keys, inside, memory = state.senses.append(keys, inside[:, None], at)
         after = BackpackState(length=at + tokens.shape[1], trunk=trunk, senses=memory)
@@ -323,10 +341,9 @@ class Backpack(LanguageModel):
         if state is not None:  # a memory keeps G numbers of a token in place of L * D, and the sum comes first
             weights, inside, state = self.read(tokens, state)
             return self.sense_network.mix(weights, inside), state
-        self.position(tokens, None)
         hidden, _ = self.trunk(tokens)
         weights = self.contextualisation(*self.contextualisation.project(hidden))
-        unique, index = tokens.unique(return_inverse=True)
+        unique, index = different(tokens)
         return SenseSum.apply(weights, self.senses(unique), index), None
 
     def readout(self, features: Tensor) -> Tensor:
@@ -334,7 +351,10 @@ class Backpack(LanguageModel):
 
 
 def _openwebtext(dim: int, depth: int, heads: int) -> dict[str, object]:
-    """The paper's recipe for OpenWebText: 524,288 tokens a step; its warm-up, of which the code has a fifth."""
+    """The recipe for OpenWebText: 524,288 tokens a step; the paper's warm-up, of which the code has a fifth.
+
+    Linear decay of the rate, and embeddings without weight decay, are the code's.
+    """
     return {
         "steps": 100_000,
         "batch_size": 1024,
@@ -342,7 +362,14 @@ def _openwebtext(dim: int, depth: int, heads: int) -> dict[str, object]:
         "eval_every": 1000,
         "split": (0.999, 0.0005, 0.0005),
         "model": {"vocab_size": 50264, "context": 512, "dim": dim, "depth": depth, "heads": heads, "senses": 16},
-        "optim": {"lr": 6e-4, "min_lr": 0.0, "warmup": 5000, "beta2": 0.999},
+        "optim": {
+            "lr": 6e-4,
+            "min_lr": 0.0,
+            "warmup": 5000,
+            "schedule": "linear",
+            "beta2": 0.999,
+            "decay_embeddings": False,
+        },
     }
 
 

@@ -9,13 +9,20 @@ from torch import Tensor, nn
 from scratchlm.config import OptimConfig
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices and embeddings decay; biases and norms, which have one dimension, do not. Each parameter is in one."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+    """Matrices decay, and embeddings where the settings say so; biases and norms, which have one dimension, never.
+
+    Each parameter that is trained is in one group, and no group is empty.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for module in model.modules():
+        spared = isinstance(module, nn.Embedding) and not config.decay_embeddings
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                (free if spared or parameter.ndim < 2 else decayed).append(parameter)
+    groups = [(decayed, config.weight_decay), (free, 0.0)]
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -24,8 +31,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     Paper: Loshchilov and Hutter 2019, algorithm 2.
     """
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
-    groups = [group for group in parameter_groups(model, config.weight_decay) if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused)
+    groups, betas = parameter_groups(model, config), (config.beta1, config.beta2)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
@@ -33,7 +40,9 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
     Past the end it stays at its last.
 
-    cosine: min + (lr - min) / 2 * (1 + cos(pi * (step - warmup) / (steps - warmup))).
+    With p = (step - warmup) / (steps - warmup), which is 1 as the run ends:
+    cosine: min + (lr - min) * (1 + cos(pi * p)) / 2.
+    linear: min + (lr - min) * (1 - p).
     noam: with s = step + 1, lr * min(s / warmup, sqrt(warmup / s)), which is Vaswani et al. 2017, equation 3, where
     lr = (dim * warmup)^-0.5.
     """
@@ -45,7 +54,8 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     if config.schedule == "constant":
         return config.lr
     done = min(1.0, (step - config.warmup) / max(1, steps - config.warmup))
-    return config.min_lr + (config.lr - config.min_lr) / 2 * (1 + math.cos(math.pi * done))
+    left = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.min_lr + (config.lr - config.min_lr) * left
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
