@@ -7,6 +7,6 @@ Nothing is guessed: a switch that would make another function of the same weight
 tensor that is missing, left over or of another shape is named.
 """
 
-from scratchlm.interop.hub.runs import EXPORTABLE, Imported, export_run, import_run
+from scratchlm.interop.hub.runs import Imported, export_run, import_run
 
-__all__ = ["EXPORTABLE", "Imported", "export_run", "import_run"]
+__all__ = ["Imported", "export_run", "import_run"]

@@ -25,7 +25,6 @@ from scratchlm.tokenizers import Tokenizer
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 LAYOUTS = {"backpack": BACKPACK}
-EXPORTABLE = tuple(LAYOUTS)
 NO_DATA = "none"  # what an imported run's settings call its text
 
 
@@ -85,7 +84,7 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
     layout = LAYOUTS.get(config.arch)
     if layout is None:
         raise InputError(
-            f"{run.path} is a run of {config.arch}, and --to hf can write {', '.join(EXPORTABLE)}; export one of these"
+            f"{run.path} is a run of {config.arch}, and --to hf can write {', '.join(LAYOUTS)}; export one of these"
         )
     content = {
         "architectures": [layout.architecture],
@@ -155,8 +154,10 @@ def _read_weights(path: Path, unpickle: bool) -> tuple[Path, dict[str, Tensor]]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{file} is damaged, or holds more than tensors, which is not read: {why[0]}") from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise InputError(
+            f"{file} is damaged, or holds more than tensors, which is never read; get {SAFETENSORS} instead"
+        ) from error
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise InputError(f"{file} holds no tensors by name, as a model's state_dict does; name another folder")
     return file, dict(tensors)
