@@ -10,9 +10,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 
 setup: $(VENV)/ready
 
+# of pyvene the tests read one file, a reference; what it depends on is much, and used by nothing here
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps pyvene
 	touch $@
 
 demo: setup
@@ -39,6 +41,7 @@ bench: setup
 	$(BIN)/python benchmarks/recurrence.py
 	$(BIN)/python benchmarks/cnn.py
 	$(BIN)/python benchmarks/transformer_step.py
+	$(BIN)/python benchmarks/backpack.py
 
 clean:
 	rm -rf $(VENV)

@@ -82,7 +82,7 @@ def pair(port, request):
         for name, parameter in ours.named_parameters():
             their_name, transposed = theirs_of(name)
             their = parameters.pop(their_name)
-            their += 0.2 * torch.randn_like(their)
+            their += 0.15 * torch.randn_like(their)
             parameter.copy_(their.T if transposed else their)
     assert not parameters, "every one of their parameters has its place in ours"
     return ours, theirs
@@ -123,7 +123,7 @@ def test_the_released_weights_need_the_inverse_layer_scaling(pair):
     without.load_state_dict(ours.state_dict())
     tokens = torch.randint(0, CONFIG.vocab_size, (3, CONFIG.context))
     difference = (without.readout(without(tokens)[0]) - theirs(tokens).logits).abs().max()
-    assert difference > 0.01, "a model of the same weights, and another one"
+    assert difference > 0.02, "a model of the same weights, and another one"
 
 
 # Shapes and starts
@@ -324,7 +324,6 @@ def test_the_embedding_gets_gradient_from_its_three_uses():
     parts = [gradient(True, False, False), gradient(False, True, False), gradient(False, False, True)]
     assert all(part.abs().max() > 1e-4 for part in parts)
     torch.testing.assert_close(sum(parts), gradient(True, True, True), rtol=1e-10, atol=1e-12)
-    model(tokens)[0].sum().backward()
     assert [name for name, _ in model.named_parameters() if name.endswith("token_embedding.weight")] == [
         "trunk.token_embedding.weight"
     ]

@@ -28,9 +28,10 @@ from scratchlm import evaluation, tokenizers
 from scratchlm.checkpoint import RunFolder, load
 from scratchlm.cli import compare as cli_compare
 from scratchlm.cli import main
-from scratchlm.compare import measure, plan, report
+from scratchlm.compare import measure, plan, report, run
 from scratchlm.compare.budget import Budget, parse_budget
-from scratchlm.compare.run import Compared, Measuring, compare
+from scratchlm.compare.run import Chosen, Compared, Measuring, compare
+from scratchlm.compare.seeds import across_seeds
 from scratchlm.errors import InputError
 from scratchlm.files import read_json, write_json
 from scratchlm.inspect.curves import COLOURS
@@ -557,7 +558,7 @@ def test_a_finite_loss_far_worse_than_guessing_is_a_divergence_too(tmp_path, mon
     assert row["validation"]["nats_per_token"] > 1.5 * math.log(results_of(tmp_path / "out")["vocab_size"])
     assert row["status"] == "diverged"
     assert "where guessing gives" in row["message"]
-    floor = {**rows_of(tmp_path / "out")["floor"], "status": "finished"}
+    floor = {**rows_of(tmp_path / "out")["floor"], "status": "finished", "message": None}
     drawn = []
     monkeypatch.setattr(report, "comparison_figure", lambda curves, label: drawn.append(list(curves)) or Figure())
     report.draw({**results_of(tmp_path / "out"), "rows": [row, floor]}, tmp_path)
@@ -565,6 +566,166 @@ def test_a_finite_loss_far_worse_than_guessing_is_a_divergence_too(tmp_path, mon
     source, parsed = read_page(tmp_path)
     assert re.findall(r'<i class="key" style="background: (.*?)">', source) == [COLOURS[0]], "the colour of its line"
     assert "its curve is not drawn" in parsed.text
+
+
+# --- seeds -------------------------------------------------------------------------------------------------------
+
+SEEDS = [*FLAGS, "--seeds", "2", "--seed", "7"]
+
+
+@pytest.fixture(scope="module")
+def repeated(tmp_path_factory):
+    """A comparison of two architectures with the seeds 7 and 8 that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("repeated")
+    text = write_text(folder)
+    return folder / "out", run_cli("compare", "gpt", "toy", "--data", text, "--out", folder / "out", *SEEDS)
+
+
+def test_each_seed_is_a_comparison_of_its_own(repeated, tmp_path):
+    folder, result = repeated
+    assert result.code == 0, result.err
+    own = {"seed_7", "seed_8", *LEFT} - {"gpt", "toy", "floor"}
+    assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} == own
+    alone = ["compare", "gpt", "toy", "--data", write_text(tmp_path), "--out", tmp_path / "out", *FLAGS, "--seed", "8"]
+    assert run_cli(*alone).code == 0
+    same_results(folder / "seed_8", tmp_path / "out")
+    for name in ("gpt", "toy"):
+        seven, eight = (RunFolder(folder / seed / name) for seed in ("seed_7", "seed_8"))
+        assert (seven.config().seed, eight.config().seed) == (7, 8)
+        assert seven.metrics()[-1]["val_loss"] != eight.metrics()[-1]["val_loss"]
+        assert {split: ids.sha256() for split, ids in seven.splits().items()} == {
+            split: ids.sha256() for split, ids in eight.splits().items()
+        }
+        assert seven.tokenizer().sha256 == eight.tokenizer().sha256
+    text = folder.parent / "text.txt"
+    again = run_cli("compare", "gpt", "toy", "--data", text, "--out", folder / "seed_8", *FLAGS, "--seed", "8")
+    assert again.out == (folder / "seed_8/table.md").read_text(encoding="utf-8"), "which its command shows"
+
+
+def test_losses_have_mean_and_spread(repeated):
+    folder, result = repeated
+    single = [rows_of(folder / seed) for seed in ("seed_7", "seed_8")]
+    assert "with 2 of 2 seeds" in read_page(folder)[1].text or "with 1 of 2 seeds" in read_page(folder)[1].text
+    for name, row in rows_of(folder).items():
+        for split in ("validation", "test"):
+            for unit in ("nats_per_token", "bits_per_byte"):
+                one, other = (rows[name][split][unit] for rows in single)
+                assert row[split][unit] == pytest.approx((one + other) / 2, rel=1e-12)
+                assert row[split]["spread"][unit] == pytest.approx(abs(one - other) / 2**0.5, rel=1e-9)
+                assert f"{row[split][unit]:.4f} ± {row[split]['spread'][unit]:.4f}" in result.out
+        assert [run["seed"] for run in row["runs"]] == [7, 8]
+        for one, rows in zip(row["runs"], single, strict=True):
+            assert {**one, "sample": rows[name]["sample"]} == {"seed": one["seed"], **rows[name]}
+        assert row["sample"] == single[0][name]["sample"]
+        middle = [sum(point["nats_per_token"] for point in points) / 2 for points in zip(
+            *(rows[name]["curve"] for rows in single), strict=True
+        )]  # fmt: skip
+        assert [point["nats_per_token"] for point in row["curve"]] == pytest.approx(middle)
+        carried = [rows[name]["validation"]["carried_nats_per_token"] for rows in single]
+        assert row["validation"]["carried_nats_per_token"] == (
+            None if name == "gpt" else pytest.approx(sum(carried) / 2)
+        )
+
+
+def test_the_report_of_seeds_opens_and_has_each(repeated):
+    folder, _ = repeated
+    source, parsed = read_page(folder)
+    assert "http:" not in source
+    assert "https:" not in source
+    assert len(parsed.ids) == len(set(parsed.ids))
+    text = " ".join(parsed.text.split())
+    runs = [one for row in results_of(folder)["rows"] for one in row["runs"]]
+    assert len(runs) == 4
+    for one in runs:
+        assert f"{one['validation']['nats_per_token']:.4f}" in text
+        assert f"{one['test']['nats_per_token']:.4f}" in text
+    assert f"{sum(one['seconds'] for one in runs):,.0f} seconds of training, without evaluations" in text
+    assert "with each of 2 seeds, 7 to 8" in text
+    assert "their sample standard deviation" in text
+    assert "Thin lines are single seeds" in text
+
+
+def test_the_same_seeds_again_change_nothing_and_others_are_refused(repeated):
+    folder, result = repeated
+    files = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.name not in (".lock", ".owner")}
+    command = ["compare", "gpt", "toy", "--data", folder.parent / "text.txt", "--out", folder]
+    again = run_cli(*command, *SEEDS)
+    assert (again.code, again.out) == (0, result.out)
+    assert all(file.stat().st_mtime_ns == at for file, at in files.items() if file != folder)
+    more = run_cli(*command, *FLAGS, "--seed", "7", "--seeds", "3")
+    assert (more.code, "--seeds was 2 and is 3 now" in more.err) == (2, True)
+
+
+def test_stopped_in_the_second_seed_it_goes_on_as_if_it_had_not_been(repeated, tmp_path, monkeypatch):
+    original, folder = loop._Trainer.update, tmp_path / "out"
+
+    def update(self):
+        original(self)
+        if (self.config.arch, self.config.seed, self.at.step) == ("toy", 8, 5):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def die(*arguments):
+        raise SystemExit
+
+    command = ["compare", "gpt", "toy", "--data", write_text(tmp_path), "--out", folder, *SEEDS]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Trainer, "update", update)
+        assert run_cli(*command).code == 143
+    assert (folder / "seed_7/results.json").exists()
+    assert RunFolder(folder / "seed_8/toy").metrics()[-1]["step"] == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "across_seeds", die)
+        comparison = prepared(folder, tmp_path / "text.txt", architectures=("gpt", "toy"), seed=7, seeds=2)
+        with pytest.raises(SystemExit):
+            list(compare(comparison))
+    assert (folder / "seed_8/results.json").exists()
+    assert not (folder / "results.json").exists()
+    assert run_cli(*command).code == 0
+    for name in (".", "seed_7", "seed_8"):
+        rows, expected = rows_of(folder / name), rows_of(repeated[0] / name)
+        assert {arch: (row["validation"], row["test"], row["sample"]) for arch, row in rows.items()} == {
+            arch: (row["validation"], row["test"], row["sample"]) for arch, row in expected.items()
+        }
+
+
+def test_seeds_that_diverged_are_left_out_and_named(repeated, tmp_path):
+    results = [results_of(repeated[0] / seed) for seed in ("seed_7", "seed_8")]
+    best = results_of(repeated[0])["rows"][0]["architecture"]
+    for row in results[1]["rows"]:
+        if row["architecture"] == best:
+            row |= {"status": "diverged", "message": "loss nan at step 1", "validation": None, "test": None}
+    rows = across_seeds(results)
+    assert [row["architecture"] for row in rows][1] == best, "what diverged with a seed comes last"
+    first = next(row for row in results[0]["rows"] if row["architecture"] == best)
+    assert (rows[1]["status"], rows[1]["message"]) == ("finished", "seed 8: loss nan at step 1")
+    assert rows[1]["validation"] == {**first["validation"], "spread": None}
+    report.draw({**results_of(repeated[0]), "rows": rows}, tmp_path)
+    text = " ".join(read_page(tmp_path)[1].text.split())
+    assert f"{best} (diverged with 1 of 2 seeds)" in text
+    assert f"{best} diverged: seed 8: loss nan at step 1; its figures are those of the other seeds." in text
+    for row in results[0]["rows"]:
+        row |= {"status": "diverged", "message": "loss nan at step 2", "validation": None, "test": None}
+    gone = next(row for row in across_seeds(results) if row["architecture"] == best)
+    assert (gone["status"], gone["validation"], gone["test"]) == ("diverged", None, None)
+    report.draw({**results_of(repeated[0]), "rows": across_seeds(results)}, tmp_path)
+    assert f"{best} (diverged)" in read_page(tmp_path)[1].text
+
+
+def test_seeds_with_sweeps_and_time(tmp_path, monkeypatch):
+    """The steps are measured once; each seed's sweep chooses for itself."""
+    rates = {"toy": 3.0, "floor": 6.0}
+    monkeypatch.setattr(plan, "seconds_per_step", lambda config, tokens, device: rates.pop(config.arch))
+    monkeypatch.setattr(run, "SWEEP_FACTORS", (1.0, 3.0))
+    budget = Budget(params=15_600, seconds=60.0)
+    changes = {"architectures": ("toy", "floor"), "budget": budget, "sweep": True, "seeds": 2}
+    comparison = prepared(tmp_path / "out", write_text(tmp_path), **changes)
+    chosen = [happening.arch for happening in compare(comparison) if isinstance(happening, Chosen)]
+    assert chosen == ["toy", "floor"] * 2
+    for name, row in rows_of(tmp_path / "out").items():
+        assert [one["steps"] for one in row["runs"]] == [{"toy": 20, "floor": 10}[name]] * 2
+        found = {one["learning_rate"] for one in row["runs"]}
+        assert row["learning_rate"] == (found.pop() if len(found) == 1 else None)
+        assert (tmp_path / "out/seed_1338/sweep").is_dir()
 
 
 # --- sweep and time ----------------------------------------------------------------------------------------------
@@ -682,6 +843,9 @@ def test_any_text_is_a_budget_or_an_input_error(text):
     (["gpt", "toy"], {"--batch-size": "0"}, "batch_size is 0"),
     (["gpt", "toy"], {"--window": "99999", "--batch-size": "1", "--budget": "tokens=1M,params=4M"}, "text has"),
     (["gpt", "toy"], {"--seed": "-1"}, "the seed is -1"),
+    (["gpt", "toy"], {"--seeds": "0"}, "--seeds is 0; it must be at least 1"),
+    (["gpt", "toy"], {"--seeds": "2.5"}, "2.5"),
+    (["gpt", "toy"], {"--seed": str(2**63 - 1), "--seeds": "2"}, "the seed is 9223372036854775808"),
     (["gpt", "toy"], {"--device": "abacus"}, "device is 'abacus'"),
     (["gpt", "toy"], {"--data": "-"}, "cannot come from standard input"),
     (["gpt", "toy"], {"--data": "nowhere.txt"}, "cannot read nowhere.txt"),

@@ -85,7 +85,7 @@ def test_merging_copies_what_it_takes():
         ("model.dims", "did you mean 'dim'"),
         ("model.layers", "choose from: activation, bias, context, depth"),
         ("optim.warm_up", "did you mean 'warmup'"),
-        ("optim.qqq", "choose from: beta1, beta2, eps"),
+        ("optim.qqq", "choose from: beta1, beta2, decay_embeddings"),
     ],
 )
 def test_an_unknown_setting_names_the_nearest(name, nearest):

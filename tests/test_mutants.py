@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 import contract
 from scratchlm import generation, layers, model
+from scratchlm.models import backpack as backpacks
+from scratchlm.models.backpack import Backpack, BackpackState
 from scratchlm.models.bigram import Bigram
 from scratchlm.models.cnn import CNN, CausalConvolution
 from scratchlm.models.gpt import GPT, Block, GPTState
@@ -535,6 +537,56 @@ def encoder_without_gradient(transformer, monkeypatch):
 def last_encoder_block_is_skipped(transformer, monkeypatch):
     """ScratchLMs, Transformer: the decoder looks at what the last encoder block read, not at what it made."""
     transformer.encoder[-1].forward = lambda x, blocked: x
+
+
+@mutant(Backpack, "stream")
+def alpha_over_the_new_chunk_alone(backpack, monkeypatch):
+    """The Hugging Face port under a trunk with a cache: its softmax is over the chunk that it is given, and no memory
+    holds the senses of what came before, so a cached step predicts from the newest word alone."""
+    layer, network = backpack.contextualisation, backpack.sense_network
+    alpha, mix = type(layer).forward, type(network).mix
+    monkeypatch.setattr(layer, "forward", lambda q, k: alpha(layer, q, k[:, :, k.shape[2] - q.shape[2] :]))
+    monkeypatch.setattr(network, "mix", lambda a, g: mix(network, a, g[:, :, g.shape[2] - a.shape[2] :]))
+
+
+@mutant(Backpack, "causal")
+def alpha_without_a_mask(backpack, monkeypatch):
+    """flash-attention's SelfAttention, causal=False by default, as the layer of alpha: the trunk has its mask."""
+    monkeypatch.setattr(backpacks, "attention_weights", lambda q, k: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1))
+
+
+@mutant(Backpack, "rows")
+def inverse_of_unique_in_another_shape(backpack, monkeypatch):
+    """unique's inverse, which numpy gave flat up to 1.26 and in the input's shape since: folded back by columns where
+    it was by rows, the senses of a token go to another row's."""
+    apply = backpacks.SenseSum.apply
+    monkeypatch.setattr(
+        backpacks.SenseSum, "apply", lambda weights, senses, index: apply(weights, senses, index.T.reshape(index.shape))
+    )
+
+
+@mutant(Backpack, "gradients")
+def table_of_senses_left_on_in_training(backpack, monkeypatch):
+    """The released tool's table of all senses, made once: right until the weights move, and they get no gradient."""
+    table = backpack.senses(torch.arange(backpack.config.vocab_size)).detach()
+    backpack.senses = lambda tokens: table[tokens]
+
+
+@mutant(Backpack, "fork")
+def senses_stay_when_rows_move(backpack, monkeypatch):
+    """transformers' beam search reorders past_key_values alone: what a model remembers beside them stays in place."""
+    original = BackpackState.select
+
+    def select(self, rows):
+        return dataclasses.replace(original(self, rows), senses=self.senses)
+
+    monkeypatch.setattr(BackpackState, "select", select)
+
+
+@mutant(Backpack, "ragged")
+def port_has_no_mask_for_padding(backpack, monkeypatch):
+    """The Hugging Face port takes no attention_mask: batched generation reads its padding in the trunk and in alpha."""
+    padding_without_a_mask(backpack, monkeypatch)
 
 
 def breaks(name, check, monkeypatch):

@@ -23,6 +23,7 @@ def command(
     tokenizer: str = "char",
     vocab_size: OptionalInt = None,
     seed: Int = 1337,
+    seeds: Int = 1,
     batch_size: Int = 16,
     window: Int = 256,
     sweep: Annotated[bool, Parameter(negative=())] = False,
@@ -49,6 +50,8 @@ def command(
         Tokens of a bpe tokenizer that is trained, special ones not counted; without it 1024.
     seed
         Seed of weights, batches and samples.
+    seeds
+        Repeat all with so many seeds, from --seed on; losses are then given as mean and spread.
     batch_size
         Windows in a step.
     window
@@ -72,6 +75,7 @@ def command(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         seed=seed,
+        seeds=seeds,
         batch_size=batch_size,
         window=window,
         sweep=sweep,
@@ -99,7 +103,8 @@ def _follow(comparison: "Comparison") -> int:
                     case Begins():
                         bar.close()
                         trying = ", a try" if happening.sweep else ""
-                        say(f"\n{happening.arch}{trying}: learning rate {happening.lr:.3g}")
+                        repeated = f", seed {happening.run.config().seed}" if comparison.request.seeds > 1 else ""
+                        say(f"\n{happening.arch}{repeated}{trying}: learning rate {happening.lr:.3g}")
                         view = View(happening.run)
                         bar.enter_context(view.bar)
                     case Diverged():
@@ -110,7 +115,8 @@ def _follow(comparison: "Comparison") -> int:
                         say(f"{happening.arch}: learning rate {happening.lr:.3g} is taken ({', '.join(losses)})")
                     case Measuring():
                         bar.close()
-                        say("\nall are trained; scoring them, and measuring speed and memory")
+                        repeated = " with this seed" if comparison.request.seeds > 1 else ""
+                        say(f"\nall are trained{repeated}; scoring them, and measuring speed and memory")
                     case Compared():
                         compared = happening
                     case Sampled():
@@ -138,6 +144,6 @@ def _finish(comparison: "Comparison", compared: "Compared") -> None:
         say(f"{comparison.folder} is finished")
     print(table(compared.results), end="", flush=True)
     for row in rows:
-        if row["status"] == "diverged":
+        if row["message"] is not None:
             say(f"{row['architecture']} diverged: {row['message']}")
     say(f"\nopen {comparison.folder / 'report.html'}; the figures are in {comparison.folder / 'results.json'}")

@@ -2,6 +2,7 @@
 
 OUT/  comparison.json, tokenizer.json (the plan)  ARCH/ (a run's folder each)  sweep/ (short runs, on request)
       results.json  table.md  samples.txt  loss_tokens.svg/png  loss_seconds.svg/png  report.html
+Where there are several seeds, seed_N/ has all this for each, and OUT/ the plan and what is made of them together.
 """
 
 import json
@@ -34,7 +35,7 @@ TOLERANCE = 0.02  # how far a model may be from the budget's parameters
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What was asked for; the same request again goes on with the same comparison."""
+    """What was asked for; the same request again goes on with the same comparison. `seeds`: as many, from `seed` on."""
 
     architectures: tuple[str, ...]
     data: str
@@ -42,6 +43,7 @@ class Request:
     tokenizer: str = "char"
     vocab_size: int | None = None
     seed: int = 1337
+    seeds: int = 1
     batch_size: int = 16
     window: int = 256
     sweep: bool = False
@@ -82,6 +84,29 @@ class Comparison:
         """The run's folder of a model, which may not be there yet."""
         return RunFolder(self.folder / entry.arch)
 
+    def with_seed(self, seed: int) -> "Comparison":
+        """The comparison of a single seed, which is one of its own: the same models, text, tokens and steps."""
+        return replace(
+            self,
+            folder=self.folder / f"seed_{seed}",
+            request=replace(self.request, seed=seed, seeds=1),
+            entries=[replace(entry, settings={**entry.settings, "seed": seed}) for entry in self.entries],
+        )
+
+    def keep(self, tokenizer: Tokenizer) -> None:
+        """Write the plan down, which makes its folder a comparison. Raises InputError where it cannot be written."""
+        written = {
+            "request": plain(self.request),
+            "entries": [plain(entry) for entry in self.entries],
+            "tokens_sha256": self.tokens,
+        }
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(self.tokenizer)
+            write_json(self.folder / PLAN, written)
+        except OSError as error:
+            raise InputError(f"cannot write the comparison's folder {self.folder}: {error}") from error
+
 
 def prepare(request: Request, folder: Path, measuring: Callable[[str], object] = lambda arch: None) -> Comparison:
     """The comparison in a folder: a new one planned and written down, or the one that was begun there.
@@ -99,13 +124,7 @@ def prepare(request: Request, folder: Path, measuring: Callable[[str], object] =
         raise InputError(f"cannot read {folder}: {error.strerror}") from error
     entries, tokenizer, tokens = make_plan(request, measuring)
     comparison = Comparison(folder=folder, request=request, entries=entries, tokens=tokens, resumed=False)
-    written = {"request": plain(request), "entries": [plain(entry) for entry in entries], "tokens_sha256": tokens}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(comparison.tokenizer)
-        write_json(folder / PLAN, written)
-    except OSError as error:
-        raise InputError(f"cannot write the comparison's folder {folder}: {error}") from error
+    comparison.keep(tokenizer)
     return comparison
 
 
@@ -171,6 +190,8 @@ def make_plan(request: Request, measuring: Callable[[str], object]) -> tuple[lis
             f"{request.data} holds pairs of source and target, and a comparison reads a text: train each architecture "
             f"on them by itself (scratchlm train {names[0]} --data {request.data}) and compare what eval says"
         )
+    if request.seeds < 1:
+        raise InputError(f"--seeds is {request.seeds}; it must be at least 1")
     if request.window < 1:
         raise InputError(f"--window is {request.window}; it must be at least 1")
     per_step = request.batch_size * request.window
@@ -182,7 +203,11 @@ def make_plan(request: Request, measuring: Callable[[str], object]) -> tuple[lis
     shared = ("data", "tokenizer", "vocab_size", "seed", "batch_size", "window", "device")
     common = {name: getattr(request, name) for name in shared}
     # what is wrong with the settings is said before a long text is read
-    checked = [make_config({"arch": name, **common, "window": None, "model": {"vocab_size": 1}}) for name in names]
+    checked = [
+        make_config({"arch": name, **common, "seed": seed, "window": None, "model": {"vocab_size": 1}})
+        for name in names
+        for seed in (request.seed, request.seed + request.seeds - 1)
+    ]
     device, _ = runtime.choose_device(request.device)
     material = read_text(checked[0])
     tokenizer = tokenizers.exhaust(material.learn_tokenizer(checked[0]))

@@ -1,6 +1,7 @@
 """What a comparison leaves to be looked at: a table, curves, samples, and one page that opens offline."""
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from scratchlm.compare.seeds import UNITS, differences, finished
 from scratchlm.files import replace_file
 from scratchlm.inspect.curves import COLOURS, comparison_figure, inline_svg, save_figure
 
@@ -36,7 +38,10 @@ def draw(results: Mapping[str, Any], folder: Path) -> None:
     figures = {}
     for axis, (label, scale) in AXES.items():
         curves = {
-            row["architecture"]: [(point[axis] / scale, point["nats_per_token"]) for point in row["curve"]]
+            row["architecture"]: [
+                [(point[axis] / scale, point["nats_per_token"]) for point in run["curve"]]
+                for run in (row, *(finished(row) if "runs" in row else ()))
+            ]
             for row in _drawn(results["rows"])
         }
         figure = comparison_figure(curves, label)
@@ -61,11 +66,13 @@ def cells(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
     name = row["architecture"] + ("" if row["sized"] else " (floor)")
     if row["status"] == "diverged":
         name += " (diverged)"
+    elif row["message"] is not None:
+        name += f" (diverged with {len(row['runs']) - len(finished(row))} of {len(row['runs'])} seeds)"
     states = row["state_bytes"] or [None, None]
     losses = [
-        "-" if row[split] is None else f"{row[split][unit]:.4f}"
+        "-" if row[split] is None else _with_spread(row[split], unit)
         for split in ("validation", "test")
-        for unit in ("nats_per_token", "bits_per_byte")
+        for unit in UNITS
     ]
     values = [
         name,
@@ -80,6 +87,12 @@ def cells(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
     ]
     named = dict(zip(COLUMNS, values, strict=True))
     return [named[column] for column in columns]
+
+
+def _with_spread(score: Mapping[str, Any], unit: str) -> str:
+    """A loss; after it, where it is the mean of several seeds, their sample standard deviation."""
+    spread = score.get("spread")
+    return f"{score[unit]:.4f}" + (f" ± {spread[unit]:.4f}" if spread is not None else "")
 
 
 def _number(value: float | None) -> str:
@@ -136,6 +149,7 @@ def page(results: Mapping[str, Any], figures: Mapping[str, str]) -> str:
         cells=cells,
         colours={name: COLOURS[number % len(COLOURS)] for number, name in enumerate(drawn)},
         figures={name: Markup(svg) for name, svg in figures.items()},  # noqa: S704 - drawn here, its texts escaped
+        runs=[run for row in rows for run in row.get("runs", [row])],
         facts=_facts(rows),
         guessing=math.log(results["vocab_size"]),
     )
@@ -150,8 +164,11 @@ def _facts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         best = done[0]
         facts.append(
             f"{best['architecture']} predicts best: {best['validation']['nats_per_token']:.4f} nats per token on the "
-            f"validation text, {best['test']['nats_per_token']:.4f} on the test text."
+            f"validation text, {best['test']['nats_per_token']:.4f} on the test text"
+            + (f", means of {len(finished(best))} seeds." if "runs" in best else ".")
         )
+        if "runs" in best and len(done) > 1:
+            facts += _pair(best, done[1])
     for what, key in (("trains", "training_tokens_per_second"), ("writes", "generation_tokens_per_second")):
         fastest = max((row for row in sized if row[key]), key=lambda row: row[key], default=None)
         if fastest is not None:
@@ -159,6 +176,22 @@ def _facts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
                 f"{fastest['architecture']} {what} fastest of the sized models: {fastest[key]:,.0f} tokens per second."
             )
     for row in rows:
-        if row["status"] == "diverged":
-            facts.append(f"{row['architecture']} diverged: {row['message']}; its curve is not drawn.")
+        if row["message"] is not None:
+            rest = (
+                "its curve is not drawn" if row["status"] == "diverged" else "its figures are those of the other seeds"
+            )
+            facts.append(f"{row['architecture']} diverged: {row['message']}; {rest}.")
     return facts
+
+
+def _pair(best: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """How sure the first place is: the two with the same seed, and so the same batches, beside each other."""
+    apart = differences(best, second)
+    if not apart:
+        return []
+    spread = f" ± {statistics.stdev(apart):.4f}" if len(apart) > 1 else ""
+    below = sum(difference > 0 for difference in apart)
+    return [
+        f"{best['architecture']} is below {second['architecture']} with {below} of {len(apart)} seeds, on average by "
+        f"{statistics.fmean(apart):.4f}{spread} nats per token on the validation text."
+    ]

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scratchlm import runtime
+from scratchlm import runtime, tokenizers
 from scratchlm.checkpoint import RunFolder
 from scratchlm.compare.measure import measure
-from scratchlm.compare.plan import Comparison, Entry, plain, with_steps
+from scratchlm.compare.plan import PLAN, Comparison, Entry, plain, with_steps
 from scratchlm.compare.report import draw
+from scratchlm.compare.seeds import across_seeds
 from scratchlm.errors import InputError
 from scratchlm.files import read_json, write_json
 from scratchlm.training.loop import train
@@ -82,19 +83,7 @@ def compare(comparison: Comparison, stop: threading.Event | None = None) -> Iter
             yield Compared(results=read_json(folder.path / RESULTS), already=True)
             return
         folder.clean()
-        diverged: dict[str, str] = {}
-        for entry in comparison.entries:
-            chosen = None
-            if comparison.request.sweep:
-                chosen = yield from _sweep(comparison, entry, stop)
-            settings = with_steps(entry.config, entry.config.steps, chosen)
-            message = yield from _train(comparison, settings, entry.arch, comparison.run(entry).path, False, stop)
-            if message is not None:
-                diverged[entry.arch] = message
-            if stop.is_set():
-                return
-        yield Measuring()
-        rows = measure(comparison, diverged, stop)
+        rows = yield from (_rows if comparison.request.seeds == 1 else _rows_of_seeds)(comparison, stop)
         if rows is None:
             return
         results = {
@@ -106,6 +95,41 @@ def compare(comparison: Comparison, stop: threading.Event | None = None) -> Iter
         draw(results, folder.path)
         write_json(folder.path / RESULTS, results)  # last: where it is, the rest is
         yield Compared(results=results)
+
+
+def _rows(comparison: Comparison, stop: threading.Event) -> Generator[Happening, None, list[dict[str, Any]] | None]:
+    """Train all models and measure them. Returns a row for each, or None where `stop` was set meanwhile."""
+    diverged: dict[str, str] = {}
+    for entry in comparison.entries:
+        chosen = None
+        if comparison.request.sweep:
+            chosen = yield from _sweep(comparison, entry, stop)
+        settings = with_steps(entry.config, entry.config.steps, chosen)
+        message = yield from _train(comparison, settings, entry.arch, comparison.run(entry).path, False, stop)
+        if message is not None:
+            diverged[entry.arch] = message
+        if stop.is_set():
+            return None
+    yield Measuring()
+    return measure(comparison, diverged, stop)
+
+
+def _rows_of_seeds(
+    comparison: Comparison, stop: threading.Event
+) -> Generator[Happening, None, list[dict[str, Any]] | None]:
+    """Carry out the comparison of each seed. Returns the rows of them together, or None as above."""
+    found, seeds = [], range(comparison.request.seed, comparison.request.seed + comparison.request.seeds)
+    for part in map(comparison.with_seed, seeds):
+        if not (part.folder / PLAN).exists():
+            part.keep(tokenizers.load(comparison.tokenizer))
+        for happening in compare(part, stop):
+            if isinstance(happening, Compared):
+                found.append(happening.results)
+            else:
+                yield happening
+        if stop.is_set():
+            return None
+    return across_seeds(found)
 
 
 def _train(

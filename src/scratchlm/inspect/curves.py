@@ -53,11 +53,20 @@ def save_loss_curve(metrics: Sequence[dict[str, Any]], title: str, folder: Path)
     return save_figure(loss_figure(metrics, title), folder / "loss")
 
 
-def comparison_figure(curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str) -> Figure:
-    """Validation losses of several models, each a list of (x, nats per token), in their order's colours and markers."""
+Curve = Sequence[tuple[float, float]]
+
+
+def comparison_figure(curves: Mapping[str, Sequence[Curve]], xlabel: str) -> Figure:
+    """Validation losses of several models, each a curve of (x, nats per token), in their order's colours and markers.
+
+    The curves that follow a model's first are drawn thin: those of the seeds that it is the mean of.
+    """
     figure = Figure(figsize=(4.8, 3.5), layout="constrained")
     axes = _axes(figure, xlabel)
-    for number, (name, points) in enumerate(curves.items()):
+    for number, (name, (points, *seeds)) in enumerate(curves.items()):
+        for of_one in seeds:
+            axes.plot([x for x, _ in of_one], [loss for _, loss in of_one], color=COLOURS[number % len(COLOURS)],
+                      linewidth=0.8, alpha=0.6)  # fmt: skip
         axes.plot(
             [x for x, _ in points],
             [loss for _, loss in points],

@@ -5,7 +5,7 @@ Paper: Hewitt et al. 2023, "Backpack Language Models"; where it is silent, the c
     paper                                                          here
     o_i = sum_j sum_l alpha[l, i, j] C(x_j)_l    (equation 1)      SenseSum; SenseNetwork.mix
     C(x) = FF(E x)                               (section 3.1)     SenseNetwork
-    alpha_l = softmax(h K_l Q_l h)               (equation 12)     Contextualisation, h = the trunk's output
+    alpha_l = softmax(h^T K_l^T Q_l h)           (equation 12)     Contextualisation, h = the trunk's output
     P(next) = softmax(E o)                       (equation 4)      Backpack.readout, tied by use
 
 A sense depends on its token alone, and logits are a sum over senses: what sense l of a token pushes up and down is
@@ -16,7 +16,8 @@ senses, and to read out. Neither a norm nor a factor 1/k stands between the sum 
 
 What the code has and the paper does not: the trunk's attention scores divided by the block's number; scores divided by
 sqrt(D / k), and biases, in the contextualisation; a second normalised copy added to the embedding in the senses'
-network (a residual without a branch, which the paper calls an accident); dropout.
+network (a residual without a branch, which the paper calls an accident); dropout. In the ablation of the number of
+senses, both parts of their network are narrow, as the paper's counts of parameters say; its text says the last alone.
 
 Departure: senses are computed once for each different token of a call, so that in training all occurrences of a token
 in a batch share their dropout.

@@ -4,6 +4,7 @@ from cyclopts import App
 
 COMMANDS = {
     "attention": "Draw what each token looks at, in every layer and head.",
+    "bias": "Measure whether a profession calls for he or she, and reduce it by one sense.",
 }
 
 app = App(name="inspect", help="Look into a trained model.", version_flags=[])
