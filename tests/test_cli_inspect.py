@@ -232,7 +232,7 @@ def test_what_cannot_be_shown_is_refused(gpt, transformer, joined, symbols, refu
 @pytest.mark.parametrize("arch", ["rnn", "lstm", "cnn", "bigram"])
 def test_a_model_without_attention_names_those_that_have_it(new_run, refuse, arch):
     run = new_run(arch=arch, model={}, window=16)
-    refuse(run.path, words=[arch, "no attention", "gpt, transformer"])
+    refuse(run.path, words=[arch, "no attention", "gpt, transformer, backpack"])
 
 
 def test_weights_without_numbers_are_named(tmp_path, refuse):

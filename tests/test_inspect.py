@@ -17,7 +17,7 @@ from scratchlm.inspect.attention import (
     described,
     has_attention,
     pick,
-    save_attention,
+    save_labelled,
 )
 from scratchlm.inspect.curves import loss_figure, save_loss_curve
 from scratchlm.inspect.modules import flops_per_token, module_rows
@@ -129,7 +129,7 @@ def test_attention_of_an_encoder_decoder():
 
 def test_which_architectures_have_attention():
     having = {name for name in MODELS if has_attention(MODELS[name](MODELS[name].Config.tiny()))}
-    assert having == {"gpt", "transformer"}
+    assert having == {"gpt", "transformer", "backpack"}
 
 
 def test_one_layer_and_one_head_are_picked():
@@ -195,7 +195,7 @@ def test_attention_files_hold_the_labels_as_text(tmp_path):
     labels = ["$a$", "<end>", "\u00b7", "\u21b5", "\u65e5", "x" * 40, "b", "c"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        files = save_attention(attention_figure(layers, labels), tmp_path)
+        files = save_labelled(attention_figure(layers, labels), tmp_path / "attention")
     assert [file.name for file in files] == ["attention.svg", "attention.png"]
     svg = html.unescape(files[0].read_text(encoding="utf-8"))
     for label in [*labels[:5], "x" * 11 + "\u2026", "decoder layer 1, head 2", "a space", "a line end"]:

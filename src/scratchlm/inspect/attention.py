@@ -7,7 +7,8 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,15 +24,17 @@ from torch import Tensor, nn
 from scratchlm.inspect.curves import save_figure
 from scratchlm.model import LanguageModel, Recordable, Source, record
 
-Kind = Literal["encoder", "decoder", "cross"]
-KINDS: tuple[Kind, ...] = ("encoder", "decoder", "cross")
-_LAYER = re.compile(r"(\w+)\.(\d+)\.(attention|cross_attention)")
+Kind = Literal["encoder", "decoder", "cross", "senses"]
+KINDS: tuple[Kind, ...] = ("encoder", "decoder", "cross", "senses")
+# a model may have another one inside, as a Backpack has its trunk
+_LAYER = re.compile(r"(?:\w+\.)*?(?:(\w+)\.(\d+)\.(attention|cross_attention)|contextualisation)")
 
 COLOURS = mpl.colormaps["Blues"].with_extremes(bad="#d4d0c8")
 NAMES: dict[Kind, tuple[str, str]] = {
     "encoder": ("source token", "source token"),
     "decoder": ("token", "token"),
     "cross": ("target token", "source token"),
+    "senses": ("token", "token"),
 }
 FONT, POINTS, CHARACTER = "DejaVu Sans Mono", 7.5, 0.065  # of token labels; a character's width in inches
 LONGEST_LABEL = 12  # characters
@@ -42,25 +45,28 @@ LARGEST = 40  # inches that all panels beside or below each other may take
 class AttentionLayer:
     """What one layer's heads look at. Layers and heads are counted from 1.
 
+    Of kind "senses", which is no layer of attention: how much of each sense goes into each prediction. There is one
+    head for each sense, counted from 0.
+
     Shapes: weights (H, T, S); row t says how much token t takes from each token, and sums to 1.
     """
 
     name: str  # of the module
     kind: Kind
-    layer: int
+    layer: int | None
     heads: list[int]
     weights: Tensor
 
 
-def _attentions(model: nn.Module) -> dict[str, tuple[Kind, int]]:
+def _attentions(model: nn.Module) -> dict[str, tuple[Kind, int | None]]:
     """The kind and number of each attention layer, by the module's name."""
-    found: dict[str, tuple[Kind, int]] = {}
+    found: dict[str, tuple[Kind, int | None]] = {}
     for name, module in model.named_modules():
         match = _LAYER.fullmatch(name)
         if match and isinstance(module, Recordable):
             stack, number, attention = match.groups()
             kind: Kind = "cross" if attention == "cross_attention" else "encoder" if stack == "encoder" else "decoder"
-            found[name] = (kind, int(number) + 1)
+            found[name] = ("senses", None) if number is None else (kind, int(number) + 1)
     return found
 
 
@@ -69,42 +75,67 @@ def has_attention(model: nn.Module) -> bool:
     return bool(_attentions(model))
 
 
-def attention_layers(model: LanguageModel, tokens: Sequence[int], source: Source | None = None) -> list[AttentionLayer]:
-    """The attention weights of all layers over one text: first the encoder's, then the decoder's, then between them.
-
-    `source`: one row, for a model that takes one.
-    """
-    training, device = model.training, next(model.parameters()).device
+@contextmanager
+def looking(model: LanguageModel) -> Iterator[dict[str, list[Tensor]]]:
+    """What the layers show while the block runs, without gradients and dropout; the model's mode is left as it was."""
+    training = model.training
     model.eval()
     try:
         with torch.no_grad(), record(model) as shown:
-            state = None
-            if source is not None:
-                source = Source(source.ids.to(device), source.lengths.to(device))
-                state = model.initial_state(1, source=source)
-            model(torch.tensor([tokens], device=device), state)
+            yield shown
     finally:
         model.train(training)
+
+
+def attention_layers(model: LanguageModel, tokens: Sequence[int], source: Source | None = None) -> list[AttentionLayer]:
+    """The attention weights of all layers over one text: the encoder's, the decoder's, those between them, senses.
+
+    `source`: one row, for a model that takes one.
+    """
+    device = next(model.parameters()).device
+    with looking(model) as shown:
+        state = None
+        if source is not None:
+            source = Source(source.ids.to(device), source.lengths.to(device))
+            state = model.initial_state(1, source=source)
+        model(torch.tensor([tokens], device=device), state)
     layers = []
     for name, (kind, number) in _attentions(model).items():
         (weights,) = shown[f"{name}.weights"][0].cpu()  # (H, T, S)
-        layers.append(AttentionLayer(name, kind, number, list(range(1, len(weights) + 1)), weights))
+        first = 0 if kind == "senses" else 1
+        layers.append(AttentionLayer(name, kind, number, list(range(first, first + len(weights))), weights))
     return sorted(layers, key=lambda layer: KINDS.index(layer.kind))
 
 
-def pick(layers: Sequence[AttentionLayer], layer: int | None, head: int | None) -> list[AttentionLayer]:
-    """Only this layer of each kind, and only this head of each layer; None: all of them.
+def pick(
+    layers: Sequence[AttentionLayer], layer: int | None, head: int | None, sense: int | None = None
+) -> list[AttentionLayer]:
+    """Only this layer of each kind, and only this head of each layer; or only this sense. None: all of them.
 
-    Raises ValueError where there is no such layer or head.
+    Raises ValueError where there is no such layer, head or sense, or where a sense is to have a layer or a head.
     """
-    depth, heads = max(one.layer for one in layers), max(one.heads[-1] for one in layers)
-    for what, number, most in (("layer", layer, depth), ("head", head, heads)):
-        if number is not None and not 1 <= number <= most:
-            raise ValueError(f"there is no {what} {number}; choose from 1 to {most}")
+    senses = [one for one in layers if one.kind == "senses"]
+    layers = [one for one in layers if one.kind != "senses"]
+    if sense is not None:
+        if layer is not None or head is not None:
+            raise ValueError(f"sense {sense} has no layer and no head; choose the one or the other")
+        if not senses:
+            raise ValueError(f"there is no sense {sense}: this model has none")
+        return [_only(one, sense, "sense") for one in senses]
+    if layer is None and head is None:
+        return [*layers, *senses]
+    depth = max(one.layer or 0 for one in layers)
+    if layer is not None and not 1 <= layer <= depth:
+        raise ValueError(f"there is no layer {layer}; choose from 1 to {depth}")
     chosen = [one for one in layers if layer in (None, one.layer)]
-    if head is not None:
-        chosen = [replace(one, heads=[head], weights=one.weights[head - 1 : head]) for one in chosen]
-    return chosen
+    return chosen if head is None else [_only(one, head, "head") for one in chosen]
+
+
+def _only(layer: AttentionLayer, head: int, what: str) -> AttentionLayer:
+    if head not in layer.heads:
+        raise ValueError(f"there is no {what} {head}; choose from {layer.heads[0]} to {layer.heads[-1]}")
+    at = layer.heads.index(head)
+    return replace(layer, heads=[head], weights=layer.weights[at : at + 1])
 
 
 def described(layers: Sequence[AttentionLayer]) -> list[dict[str, Any]]:
@@ -128,11 +159,15 @@ def attention_figure(
 ) -> Figure:
     """A row of panels for each layer, a panel for each head; `tokens` and `source` are how the tokens are written.
 
-    The size is what the labels need, up to a limit; beyond it, cells shrink and some labels are left out.
+    Senses, of which there are many, take several rows. The size is what the labels need, up to a limit; beyond it,
+    cells shrink and some labels are left out.
     """
-    source, tokens = _short(source or []), _short(tokens)
-    sides = {"encoder": (source, source), "decoder": (tokens, tokens), "cross": (tokens, source)}
+    source, tokens = short(source or []), short(tokens)
+    texts = (tokens, tokens)
+    sides = {"encoder": (source, source), "decoder": texts, "cross": (tokens, source), "senses": texts}
     longest, longest_label = max(len(source), len(tokens)), max(map(len, source + tokens))
+    about_layers = _about(layers, source + tokens)
+    layers = _folded(layers)
     columns = max(len(one.heads) for one in layers)
     queries_in_all = sum(len(sides[one.kind][0]) for one in layers)
     # inches from here on
@@ -142,7 +177,7 @@ def attention_figure(
     left, above, below = labels + 0.5, 0.35, labels + 0.5
     width = max(left + columns * pitch + 1.0, 5.5)
     points = min(max(9, 0.7 * width), 20)
-    about = textwrap.wrap(_about(layers, source + tokens), int(width * 72 / (0.55 * points)))
+    about = textwrap.wrap(about_layers, int(width * 72 / (0.55 * points)))
     top = 0.2 + len(about) * 1.4 * points / 72
     height = top + sum(above + cell * len(sides[one.kind][0]) + below for one in layers)
     figure = Figure(figsize=(width, height))
@@ -159,17 +194,29 @@ def attention_figure(
         top += above
         for column, (head, weights) in enumerate(zip(one.heads, one.weights, strict=True)):
             panel = axes(left + column * pitch, top, cell * len(keys), cell * len(queries))
-            later = torch.full_like(weights, one.kind == "decoder", dtype=torch.bool).triu(1)
+            later = torch.full_like(weights, one.kind in ("decoder", "senses"), dtype=torch.bool).triu(1)
             shown = weights.masked_fill(later, math.nan).numpy()
             panel.imshow(shown, cmap=COLOURS, norm=norm, aspect="auto", interpolation="nearest")
-            panel.set_title(f"{one.kind} layer {one.layer}, head {head}", size=9.5)
-            _label(panel, queries if column == 0 else [], keys, cell, upright=longest_label == 1)
+            senses = one.kind == "senses"
+            panel.set_title(f"sense {head}" if senses else f"{one.kind} layer {one.layer}, head {head}", size=9.5)
+            write_labels(panel, queries if column == 0 else [], keys, cell, upright=longest_label == 1)
             if column == 0:
                 looking, looked_at = NAMES[one.kind]
                 panel.set_ylabel(f"{looking} that looks\n(query)", size=8)
                 panel.set_xlabel(f"{looked_at} looked at (key)", size=8)
         top += cell * len(queries) + below
     return figure
+
+
+def _folded(layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
+    """The layers, senses in rows as long as the layers' are, of four at least."""
+    columns = max(4, *(len(one.heads) for one in layers if one.kind != "senses"), 0)
+    rows = []
+    for one in layers:
+        step = columns if one.kind == "senses" else len(one.heads)
+        for at in range(0, len(one.heads), step):
+            rows.append(replace(one, heads=one.heads[at : at + step], weights=one.weights[at : at + step]))
+    return rows
 
 
 def _about(layers: Sequence[AttentionLayer], labels: Sequence[str]) -> str:
@@ -179,19 +226,29 @@ def _about(layers: Sequence[AttentionLayer], labels: Sequence[str]) -> str:
         "The weights of a row sum to 1."
     )
     if any(one.kind == "decoder" for one in layers):
-        about += " A decoder's token looks in order to predict the next one. Grey: later tokens, which it may not see."
+        about += " A decoder's token looks in order to predict the next one."
+    if any(one.kind == "senses" for one in layers):
+        about += " A sense's cell says how much of that sense of the column's token goes into the row's prediction."
+    if any(one.kind in ("decoder", "senses") for one in layers):
+        about += " Grey: later tokens, which it may not see."
+    return about + marks(labels)
+
+
+def marks(labels: Sequence[str]) -> str:
+    """What the marks in the labels stand for."""
+    about = ""
     for mark, what in (("\u00b7", "a space"), ("\u21b5", "a line end")):
         if any(mark in label for label in labels):
             about += f" {mark} is {what}."
     return about
 
 
-def _short(labels: Sequence[str]) -> list[str]:
-    """The labels, cut where they would take too much room."""
-    return [label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "\u2026" for label in labels]
+def short(labels: Sequence[str], longest: int = LONGEST_LABEL) -> list[str]:
+    """The labels, cut where they would take too much room. Units: longest in characters."""
+    return [label if len(label) <= longest else label[: longest - 1] + "\u2026" for label in labels]
 
 
-def _label(panel: Axes, queries: Sequence[str], keys: Sequence[str], cell: float, *, upright: bool) -> None:
+def write_labels(panel: Axes, queries: Sequence[str], keys: Sequence[str], cell: float, *, upright: bool) -> None:
     """Write the tokens beside the cells, every second or third where they would touch."""
     step = math.ceil(0.12 / cell)
     font: dict[str, Any] = {"size": POINTS, "family": FONT, "parse_math": False}  # "$" in a token begins no formula
@@ -201,8 +258,8 @@ def _label(panel: Axes, queries: Sequence[str], keys: Sequence[str], cell: float
     panel.spines[:].set_linewidth(0.5)
 
 
-def save_attention(figure: Figure, folder: Path) -> list[Path]:
-    """Draw attention.svg, whose labels are text, and attention.png into a folder."""
+def save_labelled(figure: Figure, path: Path) -> list[Path]:
+    """Draw path.svg, whose labels are text, and path.png."""
     with mpl.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a script that the font lacks is a box in the PNG
-        return save_figure(figure, folder / "attention")
+        return save_figure(figure, path)

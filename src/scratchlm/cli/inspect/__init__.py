@@ -4,6 +4,7 @@ from cyclopts import App
 
 COMMANDS = {
     "attention": "Draw what each token looks at, in every layer and head.",
+    "senses": "Show what each sense of a word pushes up and down, and what it adds to a prediction.",
     "bias": "Measure whether a profession calls for he or she, and reduce it by one sense.",
 }
 

@@ -1,11 +1,13 @@
 """scratchlm inspect attention: who looks where."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
+from matplotlib.figure import Figure
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint, meta_model
@@ -20,7 +22,7 @@ from scratchlm.inspect.attention import (
     described,
     has_attention,
     pick,
-    save_attention,
+    save_labelled,
 )
 from scratchlm.model import LanguageModel
 from scratchlm.models import MODELS
@@ -41,6 +43,7 @@ def command(
     target: OptionalText = None,
     layer: OptionalInt = None,
     head: OptionalInt = None,
+    sense: OptionalInt = None,
     out: str | None = None,
     checkpoint: str = "last",
     average: Int = 1,
@@ -61,6 +64,8 @@ def command(
         Only this layer, counted from 1.
     head
         Only this head, counted from 1.
+    sense
+        Of a model with senses: how much of this one goes into each prediction, counted from 0.
     out
         Where the files go; without it the run's folder.
     checkpoint
@@ -85,10 +90,10 @@ def command(
     if not all(one.weights.isfinite().all() for one in layers):
         raise InputError(f"the attention weights of {found.path} are no numbers; choose another with --checkpoint")
     try:
-        layers = pick(layers, layer, head)
+        layers = pick(layers, layer, head, sense)
     except ValueError as error:
         raise InputError(str(error)) from error
-    sides = {"source": None if read is None else _texts(tokenizer, read), "tokens": _texts(tokenizer, tokens)}
+    sides = {"source": None if read is None else texts(tokenizer, read), "tokens": texts(tokenizer, tokens)}
     content = json.dumps(
         {"format_version": FORMAT_VERSION, "arch": arch, "step": found.step, **sides, "layers": described(layers)},
         ensure_ascii=False,
@@ -98,16 +103,21 @@ def command(
     if json_:
         print(content)
         return 0
-    figure = attention_figure(layers, _labels(tokenizer, tokens), None if read is None else _labels(tokenizer, read))
-    folder = Path(out or directory)
+    figure = attention_figure(layers, labels(tokenizer, tokens), None if read is None else labels(tokenizer, read))
+    files = write_files(Path(out or directory), {"attention": figure}, "attention.json", content)
+    print(f"attention of {arch}: {', '.join(map(str, files))}")
+    return 0
+
+
+def write_files(folder: Path, figures: Mapping[str, Figure], name: str, content: str) -> list[Path]:
+    """Each figure as NAME.svg and NAME.png, and the file of their numbers, into a folder that need not be there yet."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "attention.json", content.encode() + b"\n")
-        pictures = save_attention(figure, folder)
+        replace_file(folder / name, content.encode() + b"\n")
+        pictures = [file for figure, drawn in figures.items() for file in save_labelled(drawn, folder / figure)]
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror}; name another folder with --out") from error
-    print(f"attention of {arch}: {', '.join(map(str, [*pictures, folder / 'attention.json']))}")
-    return 0
+    return [*pictures, folder / name]
 
 
 def _read(
@@ -117,19 +127,15 @@ def _read(
     if not run.config().pairs:
         if target is not None:
             raise InputError(f"{run.path} learned from a text and not from pairs; leave --target out")
-        ids = (
-            _first(run, min(DEFAULT_TOKENS, model.context or DEFAULT_TOKENS))
-            if text is None
-            else _encoded(tokenizer, text, "--text")
-        )
-        return None, _fitting(ids, model.context, "--text has")
+        ids = first_tokens(run, model) if text is None else encoded(tokenizer, text, "--text")
+        return None, fitting(ids, model.context, "--text has")
     end = tokenizer.end_of_text
     assert end is not None
     if text is None:
         source = [*run.pairs()["validation"].source(0).tolist(), end]
     else:
         context = model.source_context if model.takes_source else model.context
-        source = _fitting([*_encoded(tokenizer.source, text, "--text"), end], context, "--text with its end has")
+        source = fitting([*encoded(tokenizer.source, text, "--text"), end], context, "--text with its end has")
     start = [end] if model.takes_source else source  # a decoder alone reads the source as its beginning
     if target is None:
         own = decode(model, [source], end)[0][0].tokens
@@ -137,37 +143,40 @@ def _read(
         tokens = [*start, *own]
     else:
         what = "--target with its start has" if model.takes_source else "--text and --target have"
-        tokens = _fitting([*start, *_encoded(tokenizer.target, target, "--target")], model.context, what)
+        tokens = fitting([*start, *encoded(tokenizer.target, target, "--target")], model.context, what)
     return source if model.takes_source else None, tokens
 
 
-def _encoded(tokenizer: Tokenizer, text: str, flag: str) -> list[int]:
+def encoded(tokenizer: Tokenizer, text: str, flag: str) -> list[int]:
+    """Ids of a text that was given with this flag. Raises InputError where it has none."""
     ids = tokenizer.encode(text)
     if not ids:
         raise InputError(f"{flag} is empty: {text!r} has no token; give a text of at least one, or leave it out")
     return ids
 
 
-def _fitting(ids: list[int], context: int | None, what: str) -> list[int]:
+def fitting(ids: list[int], context: int | None, what: str) -> list[int]:
+    """The ids themselves. Raises InputError where they are more than the context."""
     if context is not None and len(ids) > context:
         raise InputError(f"{what} {len(ids)} tokens, and the model reads at most {context}; give a shorter text")
     return ids
 
 
-def _first(run: RunFolder, count: int) -> list[int]:
-    """The first tokens of the validation text."""
+def first_tokens(run: RunFolder, model: LanguageModel) -> list[int]:
+    """The first tokens of the validation text, as many as make a picture and as the model reads."""
     split = run.splits()["validation"]
-    return split.windows(np.array([0]), min(count, len(split)))[0].tolist()
+    return split.windows(np.array([0]), min(DEFAULT_TOKENS, model.context or DEFAULT_TOKENS, len(split)))[0].tolist()
 
 
-def _texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+def texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """The text of each token."""
     return [END if token == tokenizer.end_of_text else tokenizer.decode([token]) for token in ids]
 
 
-def _labels(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+def labels(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The tokens as a person can see them, spaces and line ends too, but not the space behind each symbol."""
-    labels = []
+    shown = []
     for token in ids:
         data, alone = tokenizer.token_bytes(token), tokenizer.decode([token]).encode()
-        labels.append(END if token == tokenizer.end_of_text else visible(alone if data == alone + b" " else data))
-    return labels
+        shown.append(END if token == tokenizer.end_of_text else visible(alone if data == alone + b" " else data))
+    return shown
