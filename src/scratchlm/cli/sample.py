@@ -151,7 +151,8 @@ class Writer:
                 f"the model goes on from the newest {max(1, context // 2)} tokens"
             )
         self._print(0, self.prompts[0])
-        drawn = stream(self.model, self.ids, tokens, sampling, seed=seed, end=self.tokenizer.end_of_text, slide=True)
+        end, size = self.tokenizer.end_of_text, self.tokenizer.vocab_size
+        drawn = stream(self.model, self.ids, tokens, sampling, seed=seed, end=end, slide=True, vocab_size=size)
         for row, token in drawn:
             if self.stops[row].stopped:
                 continue
