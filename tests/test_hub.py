@@ -3,8 +3,6 @@
 The port is the hub's own code for stanfordnlp/backpack-gpt2, as pyvene packages it.
 """
 
-import importlib.metadata
-import importlib.util
 import json
 import os
 import re
@@ -30,20 +28,6 @@ TOKENS, ROWS = ByteTokenizer.vocab_size, 264  # as the released model has 50,264
 SHAPE = {"vocab_size": ROWS, "context": 24, "dim": 16, "depth": 2, "heads": 2, "senses": 4}
 WTE, LAST = "backpack.gpt2_model.wte.weight", "backpack.sense_network.final_mlp.c_proj.weight"
 SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
-
-
-@pytest.fixture(scope="module")
-def port():
-    """The hub's module, without the package around it, which wants more than is installed."""
-    try:
-        files = importlib.metadata.files("pyvene")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("pyvene is not there; `make test` installs it, without what it depends on")
-    file = next(file for file in files if file.name == "modelings_backpack_gpt2.py")
-    spec = importlib.util.spec_from_file_location("backpack_port", file.locate())
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
