@@ -1,5 +1,7 @@
 """One thread a worker, no network, and the same examples in every run."""
 
+import importlib.metadata
+import importlib.util
 import socket
 
 import pytest
@@ -49,3 +51,17 @@ def whole(tmp_path_factory):
     run = run_maker(tmp_path_factory.mktemp("whole"))()
     list(loop.train(run))
     return run
+
+
+@pytest.fixture(scope="session")
+def port():
+    """The Hugging Face port: one file of a package whose own import needs much that nothing else here does."""
+    try:
+        files = importlib.metadata.files("pyvene")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("pyvene is not there; `make test` installs it, without what it depends on")
+    file = next(file for file in files if file.name == "modelings_backpack_gpt2.py")
+    spec = importlib.util.spec_from_file_location("backpack_port", file.locate())
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

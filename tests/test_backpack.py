@@ -1,7 +1,5 @@
 """The Backpack is the released one: the port's logits and gradients; what makes it a Backpack holds exactly."""
 
-import importlib.metadata
-import importlib.util
 import math
 from dataclasses import replace
 
@@ -50,20 +48,6 @@ def theirs_of(name: str) -> tuple[str, bool]:
             transposed = theirs.startswith("*") and rest.endswith("weight")
             return prefix + theirs.lstrip("*") + rest.removeprefix(ours), transposed
     raise AssertionError(name)
-
-
-@pytest.fixture(scope="module")
-def port():
-    """The Hugging Face port: one file of a package whose own import needs much that nothing else here does."""
-    try:
-        files = importlib.metadata.files("pyvene")
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("pyvene is not there; `make test` installs it, without what it depends on")
-    file = next(file for file in files if file.name == "modelings_backpack_gpt2.py")
-    spec = importlib.util.spec_from_file_location("backpack_port", file.locate())
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=str)

@@ -32,7 +32,9 @@ ALLOWED = {
     "translation": {"beams", "data", "errors", "model", "tokenizers"},
     "config": {"models", "errors"},
     "checkpoint": {"checkpoint", "config", "data", "errors", "files", "model", "models", "tokenizers"},
-    "interop": {"data", "errors", "files", "interop", "tokenizers"},
+    "interop": {
+        "checkpoint", "config", "data", "errors", "files", "interop", "models", "runtime", "tokenizers",
+    },
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},
     "compare": {

@@ -442,3 +442,14 @@ def test_another_name_means_one_tokenizer_for_both_sides(tmp_path):
 def test_a_name_that_means_no_pair_is_refused(name, size, message):
     with pytest.raises(InputError, match=message):
         exhaust(learn_pair(name, ["a"], ["b"], size))
+
+
+def test_a_word_has_the_space_before_it_unless_that_is_a_token_of_its_own():
+    merged = BPETokenizer.train(["the sea the sea the sea"], vocab_size=262)
+    (sea,) = merged.encode_word("sea")
+    assert merged.token_bytes(sea) == b" sea"
+    assert ByteTokenizer().encode_word("sea") == list(b"sea")
+    assert CharacterTokenizer(" aes").decode(CharacterTokenizer(" aes").encode_word("sea")) == "sea"
+    assert CharacterTokenizer("aes").encode_word("sea") == [2, 1, 0], "a vocabulary may have no space"
+    with pytest.raises(InputError, match="'x' at position 0"):
+        CharacterTokenizer("aes").encode_word("x")

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,35 @@ def replace_file(path: Path, data: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether no new folder can be made there: something is, and it is no empty folder."""
+    try:
+        return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    except OSError as error:
+        raise InputError(f"cannot write the folder {folder}: {error.strerror}") from error
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which gets its name at the end: it is there with all that is in it, or not at all.
+
+    Raises InputError where it is taken, or cannot be written.
+    """
+    if is_taken(folder):
+        raise InputError(f"{folder} is there already; name another folder with --out")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if folder.exists():
+            folder.rmdir()  # empty, as checked
+        beside.rename(folder)
+    except OSError as error:
+        raise InputError(f"cannot write the folder {folder}: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -156,16 +156,21 @@ def stream(
     end: int | None = None,
     source: Source | None = None,
     slide: bool = False,
+    vocab_size: int | None = None,
 ) -> Iterator[tuple[int, int]]:
     """(row, token) for each new token, row by row, as they are drawn.
 
     The shortest prompt is read in parallel, then each row is fed its own tokens until its prompt ends, so ragged
     prompts need no mask. A row ends after `max_new_tokens`, or before its token `end`.
     Units: `max_new_tokens` in tokens. `slide`: at the context's end, start again from the newest half of it.
+    `vocab_size`: ids from it on are never drawn. A model may have more rows than its tokenizer has tokens.
     Raises ValueError for an empty prompt, for an id outside of the vocabulary, for a source that the model does not
-    take or that has not one row a prompt, and without `slide` where prompt and new tokens do not fit the context.
+    take or that has not one row a prompt, for a vocabulary without tokens, and without `slide` where prompt and new
+    tokens do not fit the context.
     """
     sampling = sampling or Sampling()
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"the vocabulary size is {vocab_size}; it must be at least 1, or left out")
     check_prompts(model, prompts)
     source = readable(model, source, len(prompts))
     if not prompts or max_new_tokens < 1:
@@ -191,7 +196,7 @@ def stream(
             # a row draws only for itself, and only once its prompt has ended, so no other row changes its draws
             active = [index for index, row in enumerate(rows) if len(row) == read and left[index]]
             if active:
-                logits = model.readout(features[active, -1])  # (rows that draw, V)
+                logits = model.readout(features[active, -1])[:, :vocab_size]  # (rows that draw, V)
                 drawn = sampling.draw(logits, [generators[index] for index in active]).tolist()
                 for index, token in zip(active, drawn, strict=True):
                     rows[index].append(token)
@@ -219,15 +224,18 @@ def generate(
     seed: int = 0,
     end: int | None = None,
     source: Source | None = None,
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
     """Each prompt with its continuation.
 
     Row i draws from a generator of its own, made of (seed, i): what it says does not depend on the other rows.
+    `vocab_size`: ids from it on are never drawn.
     Raises ValueError as `stream` and `Sampling` do.
     """
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     rows = [list(prompt) for prompt in prompts]
-    for row, token in stream(model, prompts, max_new_tokens, sampling, seed=seed, end=end, source=source):
+    drawn = stream(model, prompts, max_new_tokens, sampling, seed=seed, end=end, source=source, vocab_size=vocab_size)
+    for row, token in drawn:
         rows[row].append(token)
     return rows
 

@@ -1,7 +1,15 @@
 """A run's folder and the models in it; no trainer is needed to load one."""
 
-from scratchlm.checkpoint.folder import MODEL, OPTIMIZER, Checkpoint, RunFolder
-from scratchlm.checkpoint.weights import build_model, is_finite, load, load_checkpoint, meta_model, restore_weights
+from scratchlm.checkpoint.folder import MODEL, OPTIMIZER, Checkpoint, RunFolder, read_tensors
+from scratchlm.checkpoint.weights import (
+    build_model,
+    fitting_weights,
+    is_finite,
+    load,
+    load_checkpoint,
+    meta_model,
+    restore_weights,
+)
 
 __all__ = [
     "MODEL",
@@ -9,9 +17,11 @@ __all__ = [
     "Checkpoint",
     "RunFolder",
     "build_model",
+    "fitting_weights",
     "is_finite",
     "load",
     "load_checkpoint",
     "meta_model",
+    "read_tensors",
     "restore_weights",
 ]

@@ -3,6 +3,8 @@
     config.json  tokenizer.json  manifest.json  metrics.jsonl  samples.txt  loss.svg  loss.png  data/
     checkpoints/step_000500/{model.safetensors, optimizer.safetensors, state.json}   last  best
 
+A run that was imported has no data, metrics and pictures: a tokenizer, weights at step 0, and where they come from.
+
 Nothing is pickled. A checkpoint is written beside its place, synced and renamed: a folder that has its name is whole.
 Every file that is read is bound to the run: config.json names it and the hashes of its tokenizer and tokens, each
 state.json names it again, with the hashes of its tensors and of the metrics up to there.
@@ -38,7 +40,7 @@ _NAME = re.compile(r"step_(\d{6,})")
 _BINDINGS = ("run", "tokenizer_sha256", "data_checksum")  # what config.json has besides settings
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises InputError where it is missing or damaged."""
     try:
         return load_file(path)
@@ -80,11 +82,11 @@ class Checkpoint:
 
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors by name."""
-        return _read_tensors(self.path / MODEL)
+        return read_tensors(self.path / MODEL)
 
     def optimizer(self) -> dict[str, Tensor]:
         """The optimizer's tensors, "parameter|field", and the random states, "random|generator"."""
-        return _read_tensors(self.path / OPTIMIZER)
+        return read_tensors(self.path / OPTIMIZER)
 
 
 class RunFolder:
@@ -119,7 +121,7 @@ class RunFolder:
         return make_config({name: value for name, value in self._root().items() if name not in _BINDINGS})
 
     def write_config(self, config: RunConfig, data_checksum: str | None = None) -> None:
-        """Write the run's settings; of a new run, with the checksum of its tokens."""
+        """Write the run's settings; of a new run, with the checksum of its tokens, empty where it has none."""
         if data_checksum is None:
             bindings = {name: self._root()[name] for name in _BINDINGS}
         else:
@@ -135,8 +137,15 @@ class RunFolder:
                              f"{tokenizer.sha256[:12]}, config.json says {expected[:12]}")  # fmt: skip
         return tokenizer
 
+    @property
+    def is_imported(self) -> bool:
+        """Whether the run has weights from elsewhere, and no text of its own."""
+        return not self._root()["data_checksum"]
+
     def splits(self) -> dict[str, Tokens]:
-        """The run's tokens by split."""
+        """The run's tokens by split. Raises InputError where it has none, since it was imported."""
+        if self.is_imported:
+            raise InputError(f"{self.path} was imported, and has no text of its own; give one, with --data or --text")
         return read_shards(self.path / "data", self.tokenizer(), self._root()["data_checksum"])
 
     def pairs(self) -> dict[str, Pairs]:

@@ -50,7 +50,8 @@ def mean_weights(several: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: (total[name] / count).to(last.dtype) if name in total else last for name, last in newest.items()}
 
 
-def _fitting_weights(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, Tensor]:
+def fitting_weights(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of a checkpoint. Raises InputError where they are not this model's, or are no numbers."""
     weights, own = checkpoint.weights(), model.state_dict()
     for name in sorted(own.keys() | weights.keys()):
         ours, theirs = own.get(name), weights.get(name)
@@ -67,7 +68,7 @@ def restore_weights(model: LanguageModel, *checkpoints: Checkpoint) -> None:
 
     Raises InputError where they do not fit, or are no numbers.
     """
-    weights = (_fitting_weights(model, checkpoint) for checkpoint in checkpoints)
+    weights = (fitting_weights(model, checkpoint) for checkpoint in checkpoints)
     model.load_state_dict(next(weights) if len(checkpoints) == 1 else mean_weights(weights))
 
 
@@ -92,7 +93,7 @@ def load_checkpoint(
 ) -> tuple[LanguageModel, Tokenizer]:
     """The model and the tokenizer of a checkpoint that was verified; those averaged with it are verified here."""
     config, tokenizer = run.config(), run.tokenizer()
-    if config.model.vocab_size != tokenizer.vocab_size:
+    if config.model.vocab_size < tokenizer.vocab_size:  # imported models may have rows that stand for no token
         raise InputError(f"{run.path} is damaged: its tokenizer has {tokenizer.vocab_size} tokens, "
                          f"its model {config.model.vocab_size}")  # fmt: skip
     averaged = run.newest(checkpoint, average)

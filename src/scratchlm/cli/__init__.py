@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from keyword import iskeyword
 
 from cyclopts import App, CycloptsError
 
@@ -19,8 +20,10 @@ COMMANDS = {
     "translate": "Translate with a model that learned from pairs of source and target.",
     "eval": "Score a model on a whole split: nats per token, perplexity, bits per byte.",
     "compare": "Compare architectures at one budget of parameters and tokens or time: a table, curves and a report.",
+    "import": "Make a run of a model in a folder of Hugging Face's hub.",
+    "export": "Write a run's model in the files of another library.",
     "info": "Show a model's modules, parameters and operations.",
-    "inspect": "Look into a trained model: what each token attends to.",
+    "inspect": "Look into a trained model: what each token attends to, what a word's senses do.",
     "data": "List, show and fetch corpora.",
     "tokenizer": "Train tokenizers, use them, look into them, carry them to other libraries.",
     "presets": "List and show presets.",
@@ -37,7 +40,8 @@ def root() -> App:
         version=f"scratchlm {__version__}",
     )
     for name, summary in COMMANDS.items():
-        place = f"scratchlm.cli.{name}:{'app' if name in GROUPS else 'command'}"
+        module = f"{name}_" if iskeyword(name) else name
+        place = f"scratchlm.cli.{module}:{'app' if name in GROUPS else 'command'}"
         passes_on = {"help_flags": [], "version_flags": []} if name == "train" else {}
         app.command(place, name=name, help=summary, **passes_on)
     return app

@@ -202,8 +202,8 @@ def _write(run: RunFolder, view: View, seed: int) -> None:
     model, tokenizer = load(run.path)
     rows: list[list[int]] = [[] for _ in range(FINAL_SAMPLES)]
     prompts, sampling = [[tokenizer.start]] * FINAL_SAMPLES, Sampling(temperature=SAMPLE_TEMPERATURE)
-    end = tokenizer.end_of_text
-    for row, token in stream(model, prompts, FINAL_TOKENS, sampling, seed=seed, end=end, slide=True):
+    end, size = tokenizer.end_of_text, tokenizer.vocab_size
+    for row, token in stream(model, prompts, FINAL_TOKENS, sampling, seed=seed, end=end, slide=True, vocab_size=size):
         rows[row].append(token)
     texts = [whole_characters(tokenizer, row) for row in rows]
     for number, text in enumerate(texts, 1):

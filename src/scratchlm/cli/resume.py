@@ -17,6 +17,11 @@ def command(directory: str, /, *, steps: OptionalInt = None) -> int:
         Train up to this many steps, more than were planned; the schedule stays, its last rate goes on.
     """
     run = RunFolder.open(directory)
+    if run.is_imported:
+        raise InputError(
+            f"{directory} was imported: it has weights and no training that could go on; write with it (scratchlm "
+            f"sample {directory}), score it (scratchlm eval {directory} --data TEXT), or train a model of your own"
+        )
     planned = run.config().steps
     if steps is not None and steps < planned:
         raise InputError(f"--steps is {steps}, but the run was planned for {planned}; give more, or leave it out")

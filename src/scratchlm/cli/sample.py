@@ -187,7 +187,8 @@ class Writer:
     def run(self, tokens: int, sampling: Sampling, seed: int) -> list[dict[str, Any]]:
         """Write all texts, and describe them."""
         self._print(0, self.prompts[0])
-        drawn = stream(self.model, self.ids, tokens, sampling, seed=seed, end=self.tokenizer.end_of_text, slide=True)
+        end, size = self.tokenizer.end_of_text, self.tokenizer.vocab_size
+        drawn = stream(self.model, self.ids, tokens, sampling, seed=seed, end=end, slide=True, vocab_size=size)
         for row, token in drawn:
             if self.stops[row].stopped:
                 continue

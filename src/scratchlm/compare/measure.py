@@ -135,7 +135,13 @@ def _write(model: LanguageModel, tokenizer: Tokenizer, seed: int) -> tuple[float
     """Tokens per second of one row, the first left out, and what it wrote."""
     decoder, text, times = IncrementalDecoder(tokenizer), "", []
     for _, token in stream(
-        model, [[tokenizer.start]], SAMPLE_TOKENS, Sampling(temperature=TEMPERATURE), seed=seed, slide=True
+        model,
+        [[tokenizer.start]],
+        SAMPLE_TOKENS,
+        Sampling(temperature=TEMPERATURE),
+        seed=seed,
+        slide=True,
+        vocab_size=tokenizer.vocab_size,
     ):
         times.append(time.perf_counter())
         text += decoder.push(token)

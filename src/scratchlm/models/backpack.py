@@ -356,6 +356,7 @@ def _openwebtext(dim: int, depth: int, heads: int) -> dict[str, object]:
 
     Linear decay of the rate, and embeddings without weight decay, are the code's.
     """
+    rate = {"schedule": "linear", "lr": 6e-4, "min_lr": 0.0, "warmup": 5000}
     return {
         "steps": 100_000,
         "batch_size": 1024,
@@ -363,14 +364,7 @@ def _openwebtext(dim: int, depth: int, heads: int) -> dict[str, object]:
         "eval_every": 1000,
         "split": (0.999, 0.0005, 0.0005),
         "model": {"vocab_size": 50264, "context": 512, "dim": dim, "depth": depth, "heads": heads, "senses": 16},
-        "optim": {
-            "lr": 6e-4,
-            "min_lr": 0.0,
-            "warmup": 5000,
-            "schedule": "linear",
-            "beta2": 0.999,
-            "decay_embeddings": False,
-        },
+        "optim": {**rate, "beta2": 0.999, "decay_embeddings": False},
     }
 
 

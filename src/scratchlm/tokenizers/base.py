@@ -126,8 +126,14 @@ class Tokenizer(ABC):
         return self.encode_array(text).tolist()
 
     def encode_word(self, word: str) -> list[int]:
-        """Ids of a word as it stands within a text: with the space before it, unless that is a token of its own."""
-        ids = self.encode(f" {word}")
+        """Ids of a word as it stands within a text: with the space before it, unless that is a token of its own.
+
+        Raises InputError for a word that it cannot represent.
+        """
+        try:
+            ids = self.encode(f" {word}")
+        except InputError:  # of the word itself, or of the space, which some vocabularies lack
+            return self.encode(word)
         return ids[1:] if len(ids) > 1 and self.token_bytes(ids[0]) == b" " else ids
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:

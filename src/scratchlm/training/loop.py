@@ -289,6 +289,7 @@ class _Trainer:
             seed=self.at.step,
             end=self.tokenizer.end_of_text,
             slide=True,
+            vocab_size=self.tokenizer.vocab_size,
         )
         return Sampled(step=self.at.step, text=whole_characters(self.tokenizer, (token for _, token in drawn)))
 

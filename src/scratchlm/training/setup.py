@@ -1,7 +1,5 @@
 """A new run's folder: settings checked, text read, tokenizer and tokens made, all of it or nothing."""
 
-import os
-import shutil
 import statistics
 import sys
 import time
@@ -18,7 +16,7 @@ from scratchlm.config import RunConfig, make_config
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, write_shards
 from scratchlm.errors import InputError
-from scratchlm.files import write_json
+from scratchlm.files import is_taken, new_folder, write_json
 from scratchlm.model import State
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
@@ -29,10 +27,10 @@ from scratchlm.training.step import TrainingStep, update
 TRANSLATING = 2.0  # what scoring and translating pairs takes, as a share of training on as many
 
 
-def free_folder(arch: str) -> Path:
-    """runs/ARCH, or the first of runs/ARCH-2, runs/ARCH-3, ... that is not there yet."""
+def free_folder(name: str) -> Path:
+    """runs/NAME, or the first of runs/NAME-2, runs/NAME-3, ... that is not there yet."""
     number = 1
-    while (folder := Path("runs") / (arch if number == 1 else f"{arch}-{number}")).exists():
+    while (folder := Path("runs") / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
     return folder
 
@@ -49,11 +47,7 @@ def create_run(
     `follow` takes the tokenizer's training to its end, and may show how far it is.
     Raises InputError for bad settings or text, and for a folder that is there already; nothing is left behind then.
     """
-    try:
-        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    except OSError as error:
-        raise InputError(f"cannot write the run's folder {folder}: {error.strerror}") from error
-    if taken:
+    if is_taken(folder):
         raise InputError(
             f"{folder} is there already: continue it with scratchlm resume {folder}, or name another folder with --out"
         )
@@ -81,19 +75,11 @@ def create_run(
             for name in ("train", "validation")
         )
         config = fit_steps(config, train, scored, fit_seconds, device)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+    with new_folder(folder) as beside:
         checksum = write_shards(beside / "data", tokens, tokenizer)
         tokenizer.save(beside / "tokenizer.json")
         RunFolder(beside).write_config(config, checksum)
         write_json(beside / "manifest.json", {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions()})
-        if folder.exists():
-            folder.rmdir()  # empty, as checked
-        beside.rename(folder)
-    except OSError as error:
-        raise InputError(f"cannot write the run's folder {folder}: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
     return RunFolder(folder), asked
 
 

@@ -1,0 +1,53 @@
+"""scratchlm import PATH: a model of Hugging Face's hub as a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from scratchlm.cli.tokenizer import open_tokenizer
+from scratchlm.errors import InputError
+from scratchlm.interop.hub import import_run
+from scratchlm.training.setup import free_folder
+
+
+def command(
+    path: str,
+    /,
+    *,
+    out: str | None = None,
+    tokenizer: str = "gpt2",
+    unpickle: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Make a run of a model in a folder of Hugging Face's hub: a Backpack, as stanfordnlp/backpack-gpt2.
+
+    Parameters
+    ----------
+    path
+        The folder, with config.json and model.safetensors in it. Nothing is downloaded.
+    out
+        The run's folder; without it runs/NAME, NAME being that folder's, or the next that is free.
+    tokenizer
+        What the model was trained with: a published vocabulary (gpt2), or a file that scratchlm tokenizer has made.
+    unpickle
+        Read pytorch_model.bin where there is no model.safetensors. That is a pickle, and a pickle can make whoever
+        opens it run code: torch then lets through nothing but tensors, a guard that has had a hole before (mended in
+        torch 2.6). Only for files whose maker you trust.
+    """
+    if out == "":
+        raise InputError("--out is empty; name a folder, or leave it out")
+    source = Path(path)
+    folder = Path(out) if out else free_folder(source.resolve().name)
+    made = import_run(source, folder, opened := open_tokenizer(tokenizer), tokenizer, unpickle)
+    shape = made.config.model
+    print(f"{folder}: {made.config.arch}, {shape.parameters:,} parameters out of {made.file}")
+    for dtype in sorted(str(dtype).removeprefix("torch.") for dtype in made.dtypes):
+        if dtype != "float32":
+            print(f"weights in {dtype} became float32, each the same number")
+    if shape.vocab_size > opened.vocab_size:
+        print(
+            f"the model has {shape.vocab_size:,} rows for {opened.vocab_size:,} tokens: ids from {opened.vocab_size:,} "
+            "on count in its probabilities and are never drawn"
+        )
+    print(f"write with it: scratchlm sample {folder}")
+    return 0
