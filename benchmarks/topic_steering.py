@@ -98,12 +98,14 @@ def main():
     checkpoint, _ = run.find(options.checkpoint)
     model, tokenizer = load_checkpoint(run, checkpoint, "cpu")
     bags = dict(bag_of(tokenizer, given) for given in options.topic or TOPICS)
-    left_out = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+    left_out = list(range(tokenizer.vocab_size, model.config.vocab_size))  # rows that stand for no token
+    left_out += [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
     began = time.perf_counter()
 
     def sampled(one):
         prompts = [[tokenizer.start]] * options.samples
-        written = generate(one, prompts, options.tokens, seed=options.seed, end=tokenizer.end_of_text)
+        known = {"end": tokenizer.end_of_text, "vocab_size": tokenizer.vocab_size}
+        written = generate(one, prompts, options.tokens, seed=options.seed, **known)
         return [tokens[1:] for tokens in written]
 
     untouched = sampled(model)  # which strength 0 is, to the bit

@@ -9,6 +9,8 @@ import torch
 from runs import run_maker
 from scratchlm.checkpoint import RunFolder, load
 from scratchlm.cli import main
+from scratchlm.cli.steering import Plan, logit_changes
+from scratchlm.models.backpack import Backpack, BackpackConfig
 from scratchlm.steering import Topic, steer, swapped_senses, topic_scores
 from scratchlm.training import loop
 
@@ -127,6 +129,24 @@ def test_strength_0_writes_the_same(cli, backpack):
     shown = found(cli("sample", backpack, "--topic", "sea", "--strength", 0, "--tokens", 40, "--json"))
     assert shown["before"] == shown["after"]
     assert shown["logits"] == [{"prompt": "", "rises": [], "falls": []}]
+
+
+def test_rows_that_stand_for_no_token_are_neither_turned_nor_shown(backpack):
+    """An imported model may have more rows than its tokenizer has tokens."""
+    _, tokenizer = load(backpack)
+    known = tokenizer.vocab_size
+    torch.manual_seed(0)
+    model = Backpack(BackpackConfig(**{**vars(BackpackConfig.tiny()), "vocab_size": known + 50})).eval()
+    with torch.no_grad():
+        model.trunk.token_embedding.weight[known:] *= 100
+    plan = Plan(scales={}, swaps={}, topic=tokenizer.encode_word("sea"), strength=3, notes=[])
+    steered = plan.apply(model, tokenizer)
+    assert (steered.topic_factors[known:] == 1).all()
+    assert (steered.topic_factors[:known] > 1).any()
+    [change] = logit_changes(model, steered, tokenizer, {"the sea": tokenizer.encode("the sea")})
+    shown = [row["id"] for row in (*change["rises"], *change["falls"])]
+    assert len(shown) == 10
+    assert max(shown) < known
 
 
 def test_past_the_context_it_says_so_once(cli, backpack):

@@ -70,13 +70,14 @@ class Plan:
 
     def apply(self, model: LanguageModel, tokenizer: Tokenizer) -> Steered:
         """The model as planned. Raises InputError for a sense that the model does not have, and for wild scales."""
-        end = [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
+        left_out = [*range(tokenizer.vocab_size, model.config.vocab_size)]  # rows that stand for no token
+        left_out += [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
         try:
             return steer(
                 model,
                 scales=self.scales,
                 senses={token: swapped_senses(model, token, old, new) for token, (old, new) in self.swaps.items()},
-                topic=Topic.at(topic_scores(model, self.topic, end), self.strength) if self.topic else None,
+                topic=Topic.at(topic_scores(model, self.topic, left_out), self.strength) if self.topic else None,
             )
         except ValueError as error:
             raise InputError(str(error)) from error
@@ -159,7 +160,8 @@ def _changes(
     tokens = torch.tensor([ids], device=next(model.parameters()).device)
     with inference(steered):
         # both through a memory, so that what changes nothing changes not a bit
-        before, after = (one.readout(one(tokens, one.initial_state(1))[0][0, -1]) for one in (model, steered))  # (V,)
+        features = (one(tokens, one.initial_state(1))[0][0, -1] for one in (model, steered))
+        before, after = (model.readout(last)[: tokenizer.vocab_size] for last in features)  # those that may be drawn
     numbers = torch.stack([before, before.softmax(-1), after, after.softmax(-1)], 1)
     order = (after - before).argsort(stable=True).tolist()
     change = (after - before).tolist()
