@@ -144,6 +144,9 @@ def introduce(run: RunFolder, checkpoint: Checkpoint, damaged: list[str], averag
         steps = ", ".join(f"{averaged.step:,}" for averaged in run.newest(checkpoint, average))
         say(f"{run.path}: mean of the weights of steps {steps}")
         return
+    if run.is_imported:
+        say(f"{run.path}: imported weights")
+        return
     loss, best = checkpoint.state()["val_loss"], run.best()
     which = f"weights of step {checkpoint.step:,}"
     which += f", validation loss {loss:.4f} nats per token" if loss is not None else ", not evaluated"
