@@ -121,6 +121,7 @@ def test_a_topic_is_the_librarys(cli, backpack, flags, strength):
     said = rf"^topic at strength {strength}: sea, ship, harbour \(by its first token, .+\)$"
     assert len(re.findall(said, result[2], re.MULTILINE)) == 1
     [entry] = found(result)["logits"]
+    assert len(changes(entry)) == 10
     for token, change in changes(entry).items():
         assert change == pytest.approx(expected[token].item(), abs=1e-4)
 

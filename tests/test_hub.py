@@ -173,6 +173,19 @@ def test_a_loss_counts_the_rows_that_are_no_tokens(theirs, here, capsys):
 # --- what an imported run is ----------------------------------------------------------------------------------------
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(hub, capsys, monkeypatch):
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    message = refused(capsys, "import", "../hub", "--tokenizer", "../byte.json", "--out", ".")
+    assert ". is the folder that this runs in" in message
+
+
+def test_an_export_may_be_read_by_whom_its_settings_may(hub, capsys):
+    make_run(Path("run"))
+    call(capsys, "export", "run", "--to", "hf", "--out", "out")
+    assert Path("out", SAFETENSORS).stat().st_mode == Path("out/config.json").stat().st_mode
+
+
 def test_an_imported_run_is_a_run(hub, capsys):
     import_hub(capsys)
     run = RunFolder("run")
@@ -366,6 +379,7 @@ def test_what_is_wrong_is_said(hub, capsys, case):
     ("arguments", "words"),
     [
         (["nowhere", "--tokenizer", "byte.json"], ["cannot read nowhere", "downloaded"]),
+        (["nowhere", "--tokenizer", "no.json"], ["cannot read nowhere"]),
         (["hub", "--tokenizer", "byte.json", "--out", "full"], ["full is there already", "--out"]),
         (["hub", "--tokenizer", "byte.json", "--out="], ["--out is empty"]),
         (["hub", "--tokenizer", "no.json"], ["cannot read the tokenizer no.json"]),
@@ -422,7 +436,8 @@ def test_a_full_disk_leaves_nothing(hub, capsys, monkeypatch):
     monkeypatch.setattr(runs, "save_file", full)
     monkeypatch.setattr("scratchlm.checkpoint.folder.save_file", full)
     assert "No space left" in refused(capsys, "export", "run", "--to", "hf", "--out", "again")
-    assert "No space left" in refused(capsys, "import", "hub", "--tokenizer", "byte.json", "--out", "again")
+    assert "No space left" in refused(capsys, "import", "hub", "--tokenizer", "byte.json", "--out", "a/b/again")
+    assert not Path("a").exists(), "nor are the folders around it left"
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,26 @@ def test_contract(name, check):
     contract.CHECKS[check](lambda: INTERVENTIONS[name](backpack()))
 
 
+def test_using_it_leaves_the_backpack_in_its_mode():
+    """A steered model was made in training mode, and turned the dropout of the one inside it on when it was used."""
+    model = backpack()
+    generate(scaled(model), [[1, 2]], 3)
+    assert not any(module.training for module in model.modules())
+    steered = scaled(model.train())
+    model.eval()
+    generate(steered, [[1, 2]], 3)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_topic_of_a_narrow_model(dtype):
+    model = Backpack(BackpackConfig.tiny()).to(dtype).eval()
+    steered = steer(model, topic=Topic.at(topic_scores(model, BAG), 3))
+    assert logits(steered).isfinite().all()
+    with pytest.raises(ValueError, match="factors have numbers beyond"):
+        steer(model.half(), scales={(3, 1): 1e10})
+
+
 def test_it_shares_its_weights():
     model = backpack()
     steered = everything(model)
@@ -114,7 +134,7 @@ def test_an_intervention_that_changes_nothing_is_the_model_to_the_bit(nothing):
 
 
 def written_out(model, tokens, factors, senses, topic):
-    """Equations 15, 19 and 20 as the released code has them, one number at a time."""
+    """Equations 15, 19 and 20 with the released code's constants, one number at a time."""
     alpha = alpha_of(model, tokens[None])[0]
     embedding, own = model.trunk.token_embedding.weight.detach(), model.senses(tokens).detach()
     features = []

@@ -45,6 +45,15 @@ def test_each_parameter_is_in_one_group(name, decay_embeddings):
     assert all(group["params"] for group in groups), "torch refuses an optimizer of no parameters"
 
 
+@pytest.mark.parametrize("decay_embeddings", [True, False])
+def test_a_parameter_that_is_tied_by_assignment_is_in_one_group(decay_embeddings):
+    model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(5, 4), "head": torch.nn.Linear(4, 5, bias=False)})
+    model["head"].weight = model["embedding"].weight
+    (group,) = optim.parameter_groups(model, OptimConfig(weight_decay=0.1, decay_embeddings=decay_embeddings))
+    assert len(group["params"]) == 1
+    assert group["weight_decay"] == (0.1 if decay_embeddings else 0.0)
+
+
 def test_nanogpt_groups_have_its_published_sizes():
     shape = {**MODELS["gpt"].presets["nanogpt-cpu"]["model"], "vocab_size": 65}
     decayed, free = optim.parameter_groups(MODELS["gpt"](MODELS["gpt"].Config(**shape)), OptimConfig())

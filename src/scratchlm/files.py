@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +54,24 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     if is_taken(folder):
         raise InputError(f"{folder} is there already; name another folder with --out")
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    place = folder.resolve()
+    if place == Path.cwd():
+        raise InputError(f"{folder} is the folder that this runs in, and cannot be replaced; name another with --out")
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    made = [parent for parent in beside.parents if not parent.exists()]
     try:
         beside.mkdir(parents=True)
         yield beside
         if folder.exists():
             folder.rmdir()  # empty, as checked
-        beside.rename(folder)
+        beside.rename(place)
     except OSError as error:
         raise InputError(f"cannot write the folder {folder}: {error}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        with suppress(OSError):  # as soon as one is not empty
+            for parent in made:
+                parent.rmdir()
 
 
 def file_sha256(path: Path) -> str:

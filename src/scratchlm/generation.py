@@ -136,14 +136,20 @@ def check_context(context: int | None, prompt: int, new: int, unread: int) -> No
 
 @contextmanager
 def inference(model: LanguageModel) -> Iterator[None]:
-    """Without gradients and dropout; the model is left in the mode that it was in."""
-    training = model.training
+    """Without gradients and dropout; each of the model's modules is left in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module, training in modes:  # one by one: a model may share a part with another that is in another mode
+            module.training = training
+
+
+def readable_end(ids: Sequence[int], context: int | None) -> Sequence[int]:
+    """What is read of a text that slides: all of it, or where it exceeds the context its newest half of a context."""
+    return ids if context is None or len(ids) <= context else ids[-max(1, context // 2) :]
 
 
 def stream(
@@ -176,8 +182,8 @@ def stream(
     if not prompts or max_new_tokens < 1:
         return
     context, rows = model.context, [list(prompt) for prompt in prompts]
-    if context is not None and slide:
-        rows = [row if len(row) <= context else row[-max(1, context // 2) :] for row in rows]
+    if slide:
+        rows = [list(readable_end(row, context)) for row in rows]
     longest = max(map(len, rows))
     total = longest + max_new_tokens
     check_context(context, longest, 0 if slide else max_new_tokens, unread=1)

@@ -12,6 +12,10 @@ Paper: Hewitt et al. 2023; where the code that was released with it differs, the
     senses that push a bag of words, in four groups by quantiles           topic_scores, Topic.at
     delta falls as a sense's words are said (equations 19 and 20)          Topic, Steered._annealed
 
+Departures: the released code anneals every position by the text up to the last one, so that what a position says would
+depend on what comes after it; here each goes by the text up to itself. Tokens that are left out of a topic (the end of
+a text, rows that stand for no token) are not among the scores whose quantiles are taken; there they are, as zeros.
+
 Letters in shapes: B batch, T new tokens, S visible tokens, D dim, L senses, G width inside the senses' last layer,
 V vocabulary, N tokens whose senses are replaced, U tokens of a chunk.
 """
@@ -71,10 +75,12 @@ class Topic:
         prints the inverse, with which nothing would be turned.
         Shapes: scores (V, L). Raises ValueError for a strength that is not 0, 1, 2 or 3.
         """
-        if strength not in range(len(FACTORS)):
+        if not isinstance(strength, int) or strength not in range(len(FACTORS)):
             raise ValueError(f"the strength is {strength}; choose 0, 1, 2 or 3")
-        quantiles = scores.new_tensor(QUANTILES)
-        thresholds = scores[scores.isfinite()].quantile(quantiles)
+        known = scores[scores.isfinite()]
+        if not len(known):
+            raise ValueError("every token is left out of the topic; leave some in")
+        thresholds = known.quantile(scores.new_tensor(QUANTILES))
         factors = scores.new_tensor(FACTORS[strength])
         return cls(factors[torch.bucketize(scores, thresholds)], max(FACTORS[strength]) / 7.5)
 
@@ -101,7 +107,8 @@ def topic_scores(model: LanguageModel, words: Iterable[int], left_out: Sequence[
             scores.append(torch.where(most > 0, pushes[..., wanted].sum(-1) / most, 0.0))
         every = torch.cat(scores)
         every[list(left_out)] = -math.inf
-    return every.clone()  # which autograd may keep
+    every = every.clone()  # which autograd may keep
+    return every if every.dtype == torch.float64 else every.float()  # quantiles want no less
 
 
 def swapped_senses(model: LanguageModel, token: int, old: int, new: int) -> Tensor:
@@ -158,7 +165,10 @@ class Steered(LanguageModel):
             ("replacements", replacements.to(embedding)),
             ("topic_factors", (factors.new_empty(0) if topic is None else topic.factors).to(embedding)),
         ):
+            if name != "replaced" and not tensor.isfinite().all():
+                raise ValueError(f"{name} have numbers beyond what {embedding.dtype} holds; give smaller ones")
             self.register_buffer(name, tensor, persistent=False)
+        self.train(model.training)
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -197,7 +207,8 @@ class Steered(LanguageModel):
 
         With j from 0 and i over the whole text so far, the tokens before j and j itself too:
         a[j, l] = sum_i max(E_{x_i} C(x_j)_l, 0); w = sigmoid(6 - c a) (1 + j / 100); delta = 1 + w (delta_0 - 1).
-        Equation 19 prints (1 + j) / 100 and 7.5 / max(delta), equation 20 has a in place of w; this is the code's.
+        Equation 19 prints (1 + j) / 100 and 7.5 / max(delta), equation 20 has a in place of w; these constants are the
+        code's. A state that starts anew, as where a text slides, has said nothing yet.
         Shapes: tokens (B, T), ids (B, S), said (B, L, S - T), inside (B, 1, S, G) -> (B, L, T, S), (B, L, S).
         """
         embedding, last = self.model.trunk.token_embedding, self.model.sense_network.senses_mlp.output

@@ -38,16 +38,16 @@ def command(
         raise InputError("--out is empty; name a folder, or leave it out")
     source = Path(path)
     folder = Path(out) if out else free_folder(source.resolve().name)
-    made = import_run(source, folder, opened := open_tokenizer(tokenizer), tokenizer, unpickle)
-    shape = made.config.model
+    made = import_run(source, folder, tokenizer, open_tokenizer, unpickle)
+    shape, known = made.config.model, made.tokenizer.vocab_size
     print(f"{folder}: {made.config.arch}, {shape.parameters:,} parameters out of {made.file}")
     for dtype in sorted(str(dtype).removeprefix("torch.") for dtype in made.dtypes):
         if dtype != "float32":
             print(f"weights in {dtype} became float32, each the same number")
-    if shape.vocab_size > opened.vocab_size:
+    if shape.vocab_size > known:
         print(
-            f"the model has {shape.vocab_size:,} rows for {opened.vocab_size:,} tokens: ids from {opened.vocab_size:,} "
-            "on count in its probabilities and are never drawn"
+            f"the model has {shape.vocab_size:,} rows for {known:,} tokens: ids from {known:,} on count in its "
+            "probabilities and are never drawn"
         )
     print(f"write with it: scratchlm sample {folder}")
     return 0

@@ -12,7 +12,7 @@ from rich.table import Table
 from scratchlm.checkpoint import RunFolder
 from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
-from scratchlm.generation import inference
+from scratchlm.generation import inference, readable_end
 from scratchlm.model import LanguageModel
 from scratchlm.models import MODELS
 from scratchlm.steering import Steered, Topic, steer, swapped_senses, topic_scores
@@ -86,7 +86,7 @@ class Plan:
 def _parts(flag: str, given: str, form: str) -> list[str]:
     """Three parts, from the right, since a word may hold a colon."""
     parts = given.rsplit(":", 2)
-    if len(parts) != 3 or not all(parts):
+    if len(parts) != 3 or not all(part.strip() for part in parts):
         raise InputError(f"{flag} is {given!r}; it must be {form}")
     return parts
 
@@ -145,13 +145,9 @@ def logit_changes(
     A prompt beyond the context is read as generation reads it: the newest half of the context.
     """
     return [
-        {"prompt": prompt, **_changes(model, steered, tokenizer, _within(model.context, ids))}
+        {"prompt": prompt, **_changes(model, steered, tokenizer, readable_end(ids, model.context))}
         for prompt, ids in prompts.items()
     ]
-
-
-def _within(context: int | None, ids: Sequence[int]) -> Sequence[int]:
-    return ids if context is None or len(ids) <= context else ids[-max(1, context // 2) :]
 
 
 def _changes(
@@ -161,8 +157,9 @@ def _changes(
     with inference(steered):
         # both through a memory, so that what changes nothing changes not a bit
         features = (one(tokens, one.initial_state(1))[0][0, -1] for one in (model, steered))
-        before, after = (model.readout(last)[: tokenizer.vocab_size] for last in features)  # those that may be drawn
+        before, after = (model.readout(last) for last in features)  # (V,)
     numbers = torch.stack([before, before.softmax(-1), after, after.softmax(-1)], 1)
+    before, after = before[: tokenizer.vocab_size], after[: tokenizer.vocab_size]  # those that may be drawn are shown
     order = (after - before).argsort(stable=True).tolist()
     change = (after - before).tolist()
 

@@ -161,14 +161,14 @@ def _facts(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     sized = [row for row in done if row["sized"]]
     facts = []
     if done:
-        best = done[0]
+        best, *others = sorted(done, key=lambda row: row["validation"]["nats_per_token"])
         facts.append(
             f"{best['architecture']} predicts best: {best['validation']['nats_per_token']:.4f} nats per token on the "
             f"validation text, {best['test']['nats_per_token']:.4f} on the test text"
             + (f", means of {len(finished(best))} seeds." if "runs" in best else ".")
         )
-        if "runs" in best and len(done) > 1:
-            facts += _pair(best, done[1])
+        if "runs" in best and others:
+            facts += _pair(best, others[0])
     for what, key in (("trains", "training_tokens_per_second"), ("writes", "generation_tokens_per_second")):
         fastest = max((row for row in sized if row[key]), key=lambda row: row[key], default=None)
         if fastest is not None:

@@ -16,11 +16,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
-    for module in model.modules():
-        spared = isinstance(module, nn.Embedding) and not config.decay_embeddings
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad:
-                (free if spared or parameter.ndim < 2 else decayed).append(parameter)
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    spared = set() if config.decay_embeddings else embeddings
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (free if parameter in spared or parameter.ndim < 2 else decayed).append(parameter)
     groups = [(decayed, config.weight_decay), (free, 0.0)]
     return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 

@@ -3,7 +3,7 @@
 import json
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +34,15 @@ class Imported:
 
     run: RunFolder
     config: RunConfig
+    tokenizer: Tokenizer
     file: Path
     dtypes: frozenset[torch.dtype]
 
 
-def import_run(path: Path, folder: Path, tokenizer: Tokenizer, named: str, unpickle: bool = False) -> Imported:
-    """A new run out of a folder of the hub. `named`: what its settings call the tokenizer.
+def import_run(
+    path: Path, folder: Path, named: str, open_tokenizer: Callable[[str], Tokenizer], unpickle: bool = False
+) -> Imported:
+    """A new run out of a folder of the hub. `named`: what its settings call the tokenizer, which is opened by that.
 
     `unpickle`: a pickle may be read, as weights only, where there is no safetensors file.
     Raises InputError for a folder that is no model that is known here, or not all of one; nothing is left behind then.
@@ -49,6 +52,7 @@ def import_run(path: Path, folder: Path, tokenizer: Tokenizer, named: str, unpic
     with _naming(path / CONFIG):
         shape = layout.read_shape(content)
         config = make_config({"arch": arch, "data": NO_DATA, "tokenizer": named, "model": shape})
+    tokenizer = open_tokenizer(named)
     if config.model.vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"the tokenizer {named} has {tokenizer.vocab_size} tokens, and the model knows {config.model.vocab_size}; "
@@ -58,7 +62,8 @@ def import_run(path: Path, folder: Path, tokenizer: Tokenizer, named: str, unpic
     depth = config.model.depth
     if depth > len(tensors):  # before a model of any depth is laid out
         raise InputError(f"{path / CONFIG}: n_layer is {depth}, and {file} has only {len(tensors)} tensors")
-    expected = meta_model(config).state_dict()
+    with _naming(path / CONFIG):
+        expected = meta_model(config).state_dict()
     with _naming(file):
         weights = layout.ours(tensors, expected, depth)
     dtypes = frozenset(tensors[place.name].dtype for place in layout.places(depth).values() if place.name in tensors)
@@ -71,7 +76,7 @@ def import_run(path: Path, folder: Path, tokenizer: Tokenizer, named: str, unpic
         described = {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions(), "imported": source}
         write_json(beside / "manifest.json", described)
         run.save(0, weights, {}, {"best_step": None, "best_loss": None, "val_loss": None})
-    return Imported(run=RunFolder(folder), config=config, file=file, dtypes=dtypes)
+    return Imported(run=RunFolder(folder), config=config, tokenizer=tokenizer, file=file, dtypes=dtypes)
 
 
 def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
@@ -100,6 +105,7 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
             save_file(tensors, beside / SAFETENSORS, {"format": "pt"})
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"{folder / SAFETENSORS}: {error}") from error
+        (beside / SAFETENSORS).chmod((beside / CONFIG).stat().st_mode)  # safetensors would keep it from all others
         for file in (beside / CONFIG, beside / SAFETENSORS, beside):
             sync(file)
 
