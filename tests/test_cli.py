@@ -242,6 +242,28 @@ def test_train_on_standard_input(cli, flag):
     assert set(read("run/tokenizer.json")["characters"]) == set(TEXT)
 
 
+@pytest.mark.parametrize(
+    ("flags", "kind"),
+    [
+        (["--data=text.txt", "--vocab-size=300"], "bpe"),
+        (["--data=text.txt", "--tokenizer=char"], "char"),
+        (["--data=text.txt", "--tokenizer", "byte"], "byte"),
+        (["--data=pairs.tsv", "--tokenizer=char+symbols"], "pair"),
+        (["--source=sources.txt", "--target=sources.txt", "--tokenizer=char"], "char"),
+    ],
+)
+def test_a_presets_tokenizer_gives_way_with_its_size(cli, flags, kind):
+    """The Backpack's preset wanted 4,096 tokens of any tokenizer that was named."""
+    sources = [f"{a} {b}" for a in "abcde" for b in "abcdefgh"]
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    Path("sources.txt").write_text("\n".join(sources), encoding="utf-8")
+    Path("pairs.tsv").write_text("\n".join(f"{source}\tX Y" for source in sources), encoding="utf-8")
+    shape = ["--model.dim=16", "--model.depth=1", "--steps=2", "--batch-size=2", "--device=cpu", "--out=run"]
+    result = cli("train", "backpack", *flags, *shape)
+    assert result.code == 0, result.err
+    assert read("run/tokenizer.json")["kind"] == kind
+
+
 def test_train_replaces_bad_bytes_on_request(cli):
     Path("latin.txt").write_bytes(TEXT.encode() + b"\xe9")
     assert cli(*tiny(data="latin.txt", errors="replace")).code == 0
