@@ -46,8 +46,8 @@ def test_a_command_of_the_readme(command, with_a_run):
     if "runs/transformer" in command:
         assert main(["train", "transformer", *pairs, *TINY]) == 0
     if "runs/backpack" in command:
-        Path("kings.txt").write_text("My love, the king is dead. " * 200, encoding="utf-8")
-        assert main(["train", "backpack", "--data=kings.txt", "--vocab-size=280", *TINY]) == 0
+        Path("kings.txt").write_text("My love, the king is dead, said the guard; he or she. " * 200, encoding="utf-8")
+        assert main(["train", "backpack", "--data=kings.txt", "--vocab-size=320", *TINY]) == 0
     small = TINY if command[0] == "train" and "--help" not in command else []
     data = [] if not small or {"--data", "--source"} & {*command} else ["--data=my.txt"]
     if command[:2] == ["train", "transformer"]:
