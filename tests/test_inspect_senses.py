@@ -320,13 +320,16 @@ def text_of(svg):
 
 def test_files_hold_odd_tokens_as_text(tmp_path):
     tokens = ["$a$", "\u00b7", "\u21b5", "\u65e5", "<end>", "x" * 40]
-    shown = Contributions(0, 1.0, 0.0, 0.5, torch.ones(6, 2), torch.ones(6, 2))
+    shown = Contributions(0, 1.0, -0.5, 0.5, torch.ones(6, 2), torch.ones(6, 2) / 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_labelled(contributions_figure(shown, tokens, "$b$"), tmp_path / "contributions")
         save_labelled(senses_figure(["$w$"], made_up(1, 2, 6), tokens.__getitem__), tmp_path / "senses")
     for name, others in (
-        ("contributions", ["logit of $b$", "1.00 - 0.00 = 1.00", "a line end"]),
+        (
+            "contributions",
+            ["logit of $b$", "are 1.50, the logit (1.00) less the mean of all logits (-0.50)", "a line end"],
+        ),
         ("senses", ["$w$", "sense 1", "a space"]),
     ):
         words = text_of(tmp_path / f"{name}.svg")

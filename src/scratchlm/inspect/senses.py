@@ -285,9 +285,9 @@ def contributions_figure(shown: Contributions, tokens: Sequence[str], target: st
     explained = (
         f"What comes right after these tokens: how much each sense of each token adds to the logit of {target}, beyond "
         "what it adds to all logits in the mean. A cell is that times the weight that the context gives the sense: "
-        "blue speaks for this token, red against it. All cells together are the logit less the mean of all logits, "
-        f"{shown.logit:.2f} - {shown.mean:.2f} = {shown.logit - shown.mean:.2f}; "
-        f"the probability is {shown.probability:.1%}. Bars: the sum of each row and of each column, on one scale."
+        f"blue speaks for this token, red against it. All cells together are {shown.logit - shown.mean:.2f}, the logit "
+        f"({shown.logit:.2f}) less the mean of all logits ({shown.mean:.2f}); the probability is "
+        f"{shown.probability:.1%}. Bars: the sum of each row and of each column, on one scale."
     ) + marks([*tokens, target])
     left, bars = 0.3 + CHARACTER * max(map(len, tokens)), 1.2
     width, height = max(column * senses, 2.0), max(cell * count, 0.3)
@@ -310,7 +310,7 @@ def contributions_figure(shown: Contributions, tokens: Sequence[str], target: st
     below = axes(left, 0.45 + height + 0.15, width, bars)
     _bars(below, of_senses, limits, range(senses), along="x")
     bar = axes(left + width + 0.15 + bars + 0.65, 0.45, 0.13, min(2.0, max(height, 1.0)))
-    _scale(figure, bar, ScalarMappable(norm, SIGNED), "added to the logit (nats)")
+    _scale(figure, bar, ScalarMappable(norm, SIGNED), "added, less the mean (nats)")
     bar.set_yticks([-most, -most / 4, 0, most / 4, most], [f"{most * part:.2g}" for part in (-1, -0.25, 0, 0.25, 1)])
     return figure
 
