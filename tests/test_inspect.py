@@ -167,7 +167,10 @@ def test_the_picture_shows_the_weights():
     first = panels["decoder layer 1, head 1"]
     assert [label.get_text() for label in first.get_yticklabels()] == [f"t{token}" for token in TOKENS]
     assert "query" in first.get_ylabel()
-    assert "key" in first.get_xlabel()
+    below = panels["decoder layer 2, head 1"]
+    assert (first.get_xlabel(), len(first.get_xticks())) == ("", 0), "written once for each kind"
+    assert "key" in below.get_xlabel()
+    assert [label.get_text() for label in below.get_xticklabels()] == [f"t{token}" for token in TOKENS]
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1, 1, 40), (1, 25, 40, 30), (24, 1, 30, 30), (1, 2, 900, 900)])

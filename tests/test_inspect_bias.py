@@ -1,5 +1,6 @@
 """The bias of a word, measured and reduced: against full passes of the model, and as a person meets it."""
 
+import hashlib
 import json
 import math
 import re
@@ -16,6 +17,7 @@ from scratchlm.checkpoint import RunFolder, build_model, load
 from scratchlm.cli import main
 from scratchlm.config import make_config
 from scratchlm.data.shards import write_shards
+from scratchlm.inspect.attention import save_labelled
 from scratchlm.inspect.bias import (
     ESTIMATION,
     EVALUATION,
@@ -30,9 +32,10 @@ from scratchlm.inspect.bias import (
     pronoun_logits,
     ratios_by_sense,
     reductions,
-    save_bias,
 )
 from scratchlm.models.backpack import Backpack
+from scratchlm.models.gpt import GPT
+from scratchlm.steering import steer
 from scratchlm.tokenizers import BPETokenizer, CharacterTokenizer
 
 FILES = ["bias.json", "bias.png", "bias.svg"]
@@ -55,13 +58,10 @@ def model():
 
 
 def steered(model, prompt, word, sense, scale):
-    """The logits after one prompt with a sense of a token scaled: its share of the sum is scaled, alpha is not."""
-    tokens = torch.tensor([prompt])
+    """The logits after one prompt, of the whole model with a sense of a token scaled."""
+    other = steer(model, scales={(word, sense): scale})
     with torch.no_grad():
-        weights, inside, _ = model.read(tokens, model.initial_state(1))
-        weights = weights.clone()
-        weights[:, sense] *= torch.where(tokens == word, weights.new_tensor(scale), 1.0)[:, None]
-        return model.readout(model.sense_network.mix(weights, inside))[0, -1]
+        return other.readout(other(torch.tensor([prompt]))[0])[0, -1]
 
 
 # --- arithmetic --------------------------------------------------------------------------------------------------
@@ -97,6 +97,11 @@ def test_measuring_leaves_the_model_as_it_was():
     one, two = (pronoun_logits(model, PROMPTS, WORD, PRONOUNS) for _ in range(2))
     assert model.training
     assert torch.equal(one.logits, two.logits), "without dropout"
+
+
+def test_a_model_without_senses_is_refused():
+    with pytest.raises(ValueError, match="GPT has no senses; give a model whose class says has_senses"):
+        pronoun_logits(GPT(GPT.Config.tiny()), PROMPTS, WORD, PRONOUNS)
 
 
 numbers = st.lists(st.tuples(st.floats(-4, 4), st.floats(-3, 3)), min_size=1, max_size=6)
@@ -160,7 +165,14 @@ def test_reductions_are_of_the_means():
 
 def test_prompts_are_the_papers():
     assert (len(EVALUATION), len(ESTIMATION), len(set(PROFESSIONS))) == (13, 5, 40)
-    assert not set(EVALUATION) & set(ESTIMATION)
+    assert EVALUATION[0] == "I really liked my X. What I liked most was that"
+    assert EVALUATION[-2:] == ("A X went to chat over to chat before", "Some X asked to look over things, but")
+    assert ESTIMATION[-2:] == ("I went over to the talk to the X. Why", "I went over to the talk to the X;")
+    assert (PROFESSIONS[0], PROFESSIONS[26], PROFESSIONS[-1]) == ("mechanic", "CEO", "cleaner")
+    every = "\n".join((*EVALUATION, *ESTIMATION, *PROFESSIONS))
+    assert (
+        hashlib.sha256(every.encode()).hexdigest() == "d7586cc6b35c2b79c468238d00a4ad14725d7f80ba726d3a1d07d1d50d649fcc"
+    )
     for prompt in (*EVALUATION, *ESTIMATION):
         assert prompt.count("X") == 1
 
@@ -190,7 +202,7 @@ def test_the_picture_holds_any_number_of_words(tmp_path, count, largest):
     figure = bias_figure(words, 0)
     (axes,) = figure.axes
     assert len(axes.get_yticks()) == min(count, MOST_ROWS) + (count > 1)
-    svg, png = save_bias(figure, tmp_path)
+    svg, png = save_labelled(figure, tmp_path / "bias")
     text = svg.read_text(encoding="utf-8")
     assert ">w0 (he)</text>" in text
     assert ("60 of 300 words" in text) == (count == 300)

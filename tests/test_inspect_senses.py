@@ -30,6 +30,7 @@ from scratchlm.inspect.senses import (
     similarities,
     word_senses,
 )
+from scratchlm.model import LanguageModel
 from scratchlm.models.backpack import Backpack
 from scratchlm.models.gpt import GPT
 from scratchlm.tokenizers import BPETokenizer, CharacterTokenizer, PairTokenizer
@@ -109,11 +110,11 @@ def test_similarity_is_the_cosine_of_each_sense():
     for one in range(3):
         for other in range(3):
             torch.testing.assert_close(found[one, other], F.cosine_similarity(vectors[one], vectors[other], dim=-1))
-    torch.testing.assert_close(found[0, 2], torch.ones(4).double()), "the same word"
+    torch.testing.assert_close(found[0, 2], torch.ones(4).double())  # the same word
 
 
 @pytest.mark.parametrize("tokens", [TOKENS, [4], [2] * 24])
-def test_contributions_sum_to_the_logit(tokens):
+def test_contributions_sum_to_the_logit_less_the_mean_logit(tokens):
     model = backpack(dropout=0.5).train()
     shown = contributions(model, tokens, range(23))
     assert model.training
@@ -124,21 +125,34 @@ def test_contributions_sum_to_the_logit(tokens):
         weights, _, _ = model.read(read, model.initial_state(1))
     assert shown.target == logits.argmax()
     assert shown.logit == pytest.approx(logits.max().item(), abs=1e-12)
-    assert shown.added.sum().item() == pytest.approx(logits.max().item(), abs=1e-12)
+    assert shown.added.sum().item() == pytest.approx((logits.max() - logits.mean()).item(), abs=1e-12)
     assert shown.mean == pytest.approx(logits.mean().item(), abs=1e-12)
     assert shown.probability == pytest.approx(logits.softmax(-1).max().item(), abs=1e-12)
     torch.testing.assert_close(shown.weights, weights[0, :, -1].T)
     embedding = model.trunk.token_embedding.weight
     for at, token in enumerate(tokens):
         for sense, vector in enumerate(model.senses(torch.tensor(token))):
-            expected = weights[0, sense, -1, at] * (embedding[shown.target] @ vector)
+            pushed = embedding @ vector
+            expected = weights[0, sense, -1, at] * (pushed[shown.target] - pushed.mean())
             torch.testing.assert_close(shown.added[at, sense], expected, rtol=0, atol=1e-12)
     others = [token for token in range(23) if token != shown.target]
     assert contributions(model, tokens, others).target == others[int(logits[others].argmax())], "one of those alone"
     for target in (0, 22):
         one = contributions(model, tokens, [target])
         assert (one.target, one.logit) == (target, pytest.approx(logits[target].item(), abs=1e-12))
-        assert one.added.sum().item() == pytest.approx(logits[target].item(), abs=1e-12)
+        assert one.added.sum().item() == pytest.approx((logits[target] - logits.mean()).item(), abs=1e-12)
+
+
+def test_what_is_added_to_all_logits_alike_is_no_contribution():
+    """The same direction in every row of E changes all logits by the same, and no probability."""
+    model = backpack().eval()
+    before = contributions(model, TOKENS, [3])
+    readout, direction = model.readout, torch.randn(16, dtype=torch.float64)
+    model.readout = lambda features: readout(features) + (features @ direction)[..., None]
+    after = contributions(model, TOKENS, [3])
+    assert abs(after.logit - before.logit) > 0.01
+    assert after.probability == pytest.approx(before.probability, abs=1e-12)
+    torch.testing.assert_close(after.added, before.added, rtol=0, atol=1e-12)
 
 
 def test_what_has_no_senses_is_refused():
@@ -186,7 +200,7 @@ def test_a_layer_a_head_or_a_sense_is_picked():
         pick(layers[:2], None, None, 0)
 
 
-@pytest.mark.parametrize("number", [1, 3, 16])
+@pytest.mark.parametrize("number", [1, 3, 6, 16])
 def test_senses_take_several_rows(number):
     layers = attention_layers(backpack(dim=48, senses=number), TOKENS)
     figure = attention_figure(layers, [f"t{token}" for token in TOKENS])
@@ -198,6 +212,14 @@ def test_senses_take_several_rows(number):
         np.testing.assert_array_equal(drawn.filled(0), weights.numpy())
     width, _ = figure.get_size_inches()
     assert width < 12, "four beside each other"
+    for sense in range(number):
+        tokens = [label.get_text() for label in panels[f"sense {sense}"].get_xticklabels()]
+        assert tokens == ([] if sense + 4 < number else [f"t{token}" for token in TOKENS]), "where none is below it"
+    alone = attention_figure(layers[-1:], [f"t{token}" for token in TOKENS])
+    assert alone.axes[0].get_ylabel() == "weight of the sense"
+    assert alone.axes[1].get_ylabel() == "prediction after"
+    assert "token that looks" not in alone.texts[0].get_text()
+    assert figure.axes[0].get_ylabel() == "attention weight"
     boxes = [axes.get_position() for axes in figure.axes]
     assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
 
@@ -246,10 +268,21 @@ def test_lists_of_tokens_stay_in_their_cells(token):
     assert all(len(text.get_text()) > 8 for text in panel.texts), "and there is something in each"
 
 
+def written(value):
+    return f"{value:+.2g}" if abs(value) < 99 else f"{value:+.0f}"
+
+
+def test_a_short_bar_is_not_called_zero():
+    added = torch.tensor([[0.004, -0.0031], [0.0, 123.4]], dtype=torch.float64)
+    panels = contributions_figure(Contributions(0, 1.0, 0.0, 0.5, added, added), ["a", "b"], "c").axes
+    assert [label.get_text() for label in panels[1].get_yticklabels()] == ["+0.0009", "+123"]
+    assert [label.get_text() for label in panels[2].get_xticklabels()] == ["+0.004", "+123"]
+
+
 @pytest.mark.parametrize(("count", "number"), [(1, 1), (1, 16), (6, 16), (32, 4), (128, 16), (512, 16), (3, 64)])
 def test_the_picture_of_contributions_shows_them_and_their_sums(count, number):
     added = torch.randn(count, number, dtype=torch.float64)
-    shown = Contributions(5, added.sum().item(), -1.5, 0.25, torch.rand(count, number), added)
+    shown = Contributions(5, added.sum().item() - 1.5, -1.5, 0.25, torch.rand(count, number), added)
     labels = [f"t{token}" for token in range(count)]
     figure = contributions_figure(shown, labels, "$\u00b7the$")
     panel, beside, below = figure.axes[:3]
@@ -260,11 +293,14 @@ def test_the_picture_of_contributions_shows_them_and_their_sums(count, number):
     assert norm(norm.vmax / 4) == pytest.approx(0.75)
     np.testing.assert_allclose([bar.get_width() for bar in beside.patches], added.sum(1).numpy())
     np.testing.assert_allclose([bar.get_height() for bar in below.patches], added.sum(0).numpy())
-    assert [label.get_text() for label in below.get_xticklabels()] == [f"{one:+.2f}" for one in added.sum(0).tolist()]
+    assert [label.get_text() for label in below.get_xticklabels()] == [written(one) for one in added.sum(0).tolist()]
+    assert beside.get_xlim() == below.get_ylim(), "one scale, also in inches:"
+    width, height = figure.get_size_inches()
+    assert beside.get_position().width * width == pytest.approx(below.get_position().height * height)
     if count <= 128:
         assert [label.get_text() for label in panel.get_yticklabels()] == labels
         assert [label.get_text() for label in beside.get_yticklabels()] == [
-            f"{one:+.2f}" for one in added.sum(1).tolist()
+            written(one) for one in added.sum(1).tolist()
         ]
     fits(figure)
 
@@ -284,12 +320,18 @@ def text_of(svg):
 
 def test_files_hold_odd_tokens_as_text(tmp_path):
     tokens = ["$a$", "\u00b7", "\u21b5", "\u65e5", "<end>", "x" * 40]
-    shown = Contributions(0, 1.0, 0.0, 0.5, torch.ones(6, 2), torch.ones(6, 2))
+    shown = Contributions(0, 1.0, -0.5, 0.5, torch.ones(6, 2), torch.ones(6, 2) / 8)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_labelled(contributions_figure(shown, tokens, "$b$"), tmp_path / "contributions")
         save_labelled(senses_figure(["$w$"], made_up(1, 2, 6), tokens.__getitem__), tmp_path / "senses")
-    for name, others in (("contributions", ["logit of $b$", "a line end"]), ("senses", ["$w$", "sense 1", "a space"])):
+    for name, others in (
+        (
+            "contributions",
+            ["logit of $b$", "are 1.50, the logit (1.00) less the mean of all logits (-0.50)", "a line end"],
+        ),
+        ("senses", ["$w$", "sense 1", "a space"]),
+    ):
         words = text_of(tmp_path / f"{name}.svg")
         for label in [*tokens[:4], *others]:
             assert label in words
@@ -362,11 +404,11 @@ def refuse(capsys):
     return call
 
 
-@pytest.mark.parametrize("which", ["characters", "bpe"])
-def test_json_is_what_the_library_computes(request, which, shown):
+@pytest.mark.parametrize(("which", "target", "written"), [("characters", "A", "A"), ("bpe", "the", " the")])
+def test_json_is_what_the_library_computes(request, which, target, written, shown):
     path = request.getfixturevalue(which)
     model, tokenizer = load(path)
-    content = shown(path, "hill", "A", "and", "--top", 4, "--text", "went up the", "--target", "A")
+    content = shown(path, "hill", "A", "and", "--top", 4, "--text", "went up", "--target", target)
     assert content["format_version"] == 1
     assert (content["arch"], content["step"]) == ("backpack", 1)
     ids = [tokenizer.encode_word(word) for word in ("hill", "A", "and")]
@@ -375,6 +417,7 @@ def test_json_is_what_the_library_computes(request, which, shown):
     for word, tokens, table in zip(content["words"], ids, look_up(model, ids, vocabulary, 4), strict=True):
         assert "".join(word["tokens"]).strip() == word["word"]
         assert word["tokens"] == [tokenizer.decode([token]) for token in tokens]
+        assert word["ids"] == tokens
         for sense, expected in zip(word["senses"], table, strict=True):
             assert sense["spread"] == pytest.approx(expected.spread, abs=1e-5)
             for name in ("up", "down", "neighbours"):
@@ -389,11 +432,13 @@ def test_json_is_what_the_library_computes(request, which, shown):
         assert pair["senses"] == pytest.approx(likeness[one, other].tolist(), abs=1e-5)
         assert pair["min"] == min(pair["senses"])
     added = content["contributions"]
-    read = tokenizer.encode("went up the")
-    expected = contributions(model, read, tokenizer.encode_word("A"))
+    read = tokenizer.encode("went up")
+    expected = contributions(model, read, tokenizer.encode(written))
     assert added["tokens"] == [tokenizer.decode([token]) for token in read]
-    assert added["target"].strip() == "A"
-    assert np.sum(added["added"]) == pytest.approx(added["logit"], abs=1e-5)
+    assert added["ids"] == read
+    assert added["target"] == written
+    assert added["target_id"] == expected.target
+    assert np.sum(added["added"]) == pytest.approx(added["logit"] - added["mean_logit"], abs=1e-5)
     assert np.allclose(added["added"], expected.added.numpy(), atol=1e-6)
     assert np.allclose(added["weights"], expected.weights.numpy(), atol=1e-5)
     assert (added["probability"], added["mean_logit"]) == pytest.approx((expected.probability, expected.mean))
@@ -417,7 +462,7 @@ def test_words_and_a_text_are_drawn_into_a_folder(bpe, tmp_path, capsys):
         assert sum(bool(re.match(rf"\s+{sense}\s+\d+\.\d\d  ", line)) for line in lines) == 2, "a line for each word"
     (similarity,) = [line for line in lines if line.startswith("hill  murder")]
     assert len(similarity.split()) == 2 + 1 + 4
-    assert "logit of" in printed
+    assert re.search("right after it .*: probability .*, logit ", printed)
     again = tmp_path / "again"
     assert main(["inspect", "senses", str(bpe), "hill", "--out", str(again)]) == 0
     assert sorted(path.name for path in again.iterdir()) == ["senses.json", "senses.png", "senses.svg"]
@@ -450,6 +495,23 @@ def test_of_pairs_words_are_of_the_target_and_a_text_is_a_source(pairs, shown, r
     assert content["words"][0]["tokens"] == ["X", "Y"]
     assert content["contributions"]["tokens"] == ["a", "b", "<end>"]
     assert content["contributions"]["target"] == "Z"
+    model, tokenizer = load(pairs)
+    ends, reached = tokenizer.end_of_text, set()
+    for text in ("a", "b", "c", "ab", "bc", "cab", "aa", "bb"):
+        with torch.no_grad():
+            read = torch.tensor([[*tokenizer.source.encode(text), ends]])
+            logits = model.readout(model(read)[0])[0, -1]
+        reached.add(int(logits.argmax()))
+        found = shown(pairs, "--text", text)["contributions"]["target_id"]
+        assert found == 4 + int(logits[4:9].argmax()), "a token of the target, or the end"
+    assert min(reached) < 4, "what a source has is sometimes more probable"
+    content = shown(pairs, "XY", "--top", "100")
+    for sense in content["words"][0]["senses"]:
+        assert {one["id"] for one in sense["up"]} == {one["id"] for one in sense["down"]} == {4, 5, 6, 7}
+        assert len(sense["neighbours"]) == 2
+    (found,) = look_up(model, [tokenizer.target.encode("XY")], range(4, 8), 100)
+    spreads = [sense["spread"] for sense in content["words"][0]["senses"]]
+    assert spreads == pytest.approx([one.spread for one in found], abs=1e-5)
     refuse(pairs, words=["learned from pairs", "--text"])
     refuse(pairs, "--text", "a" * 16, words=["--text with its end has 17 tokens", "at most 16"])
 
@@ -471,12 +533,21 @@ def test_what_cannot_be_shown_is_refused(characters, bpe, refuse, tmp_path, new_
     refuse(characters, "--text", "", words=["--text is empty"])
     refuse(characters, "--text", "and" * 6, words=["--text has 18 tokens", "at most 16"])
     refuse(bpe, "--text", "up", "--target", "murder", words=["--target 'murder' is . tokens", "of one token"])
+    refuse(bpe, "--text", "up", "--target", "q", words=[r"--target 'q' is 2 tokens \(\u00b7 q\)", "of one token"])
+    refuse(bpe, "--text", "up", "--target", "", words=["--target is empty"])
+    refuse(characters, "--text", "up", "--target", "and", words=[r"--target 'and' is 3 tokens \(a n d\)"])
     refuse(characters, "A", "--checkpoint", 7, words=["'7'"])
     refuse(tmp_path, "A", words=["config.json"])
     (tmp_path / "file").write_text("x", encoding="utf-8")
     refuse(characters, "A", "--out", tmp_path / "file", words=["file", "--out"])
     refuse(characters, "--sense", 4, command="attention", words=["no sense 4", "0 to 3"])
     refuse(new_run(arch="gpt").path, "A", words=["run of gpt", "no senses", "train one of: backpack"])
+
+
+def test_a_folder_that_cannot_be_is_found_before_the_work(characters, tmp_path, refuse, monkeypatch):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    monkeypatch.setattr(LanguageModel, "load_state_dict", None)  # no weights are read
+    refuse(characters, "A", "--out", tmp_path / "file" / "new", words=["cannot write into .*new", "--out"])
 
 
 def test_senses_without_numbers_are_named(characters, tmp_path, refuse):

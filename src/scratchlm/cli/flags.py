@@ -1,15 +1,17 @@
-"""Flags out of configuration dataclasses, which give the names, the types and the help."""
+"""Flags out of configuration dataclasses, which give the names, the types and the help; and what several share."""
 
 import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import docstring_parser
 from cyclopts import Parameter
 
 from scratchlm.config import OptimConfig, RunConfig
+from scratchlm.errors import InputError
 from scratchlm.models import MODELS
 
 # no flags: given otherwise, found out, or never chosen
@@ -73,6 +75,13 @@ def with_signature(function: Callable[..., Any], flags: list[inspect.Parameter])
     function.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
     function.__annotations__ = {flag.name: flag.annotation for flag in flags}
     return function
+
+
+def check_senses(directory: str | Path, arch: str) -> None:
+    """Raises InputError for a run whose models have no senses, naming those that have them."""
+    if not MODELS[arch].has_senses:
+        having = ", ".join(name for name in MODELS if MODELS[name].has_senses)
+        raise InputError(f"{directory} is a run of {arch}, which has no senses; train one of: {having}")
 
 
 def nested(given: Mapping[str, Any]) -> dict[str, Any]:

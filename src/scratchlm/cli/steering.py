@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from scratchlm.checkpoint import RunFolder
+from scratchlm.cli.flags import check_senses
 from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
 from scratchlm.generation import inference, readable_end
 from scratchlm.model import LanguageModel
-from scratchlm.models import MODELS
 from scratchlm.steering import Steered, Topic, steer, swapped_senses, topic_scores
 from scratchlm.tokenizers import Tokenizer
 
@@ -44,13 +44,7 @@ class Plan:
             raise InputError(f"--strength {strength} is that of a topic; give one with --topic WORDS, or leave it out")
         if not sense and not swap and topic is None:
             return None
-        arch = run.config().arch
-        if not MODELS[arch].has_senses:
-            having = ", ".join(name for name in MODELS if MODELS[name].has_senses)
-            raise InputError(
-                f"{run.path} is a run of {arch}, which has no senses for --sense, --swap and --topic; "
-                f"train one of: {having}"
-            )
+        check_senses(run.path, run.config().arch)
         tokenizer = run.tokenizer()
         chosen = DEFAULT_STRENGTH if strength is None else strength
         if chosen not in range(4):

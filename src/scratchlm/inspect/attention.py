@@ -3,6 +3,7 @@
 Letters in shapes: T tokens that look (queries), S tokens that are looked at (keys), H heads.
 """
 
+import itertools
 import math
 import re
 import textwrap
@@ -30,11 +31,11 @@ KINDS: tuple[Kind, ...] = ("encoder", "decoder", "cross", "senses")
 _LAYER = re.compile(r"(?:\w+\.)*?(?:(\w+)\.(\d+)\.(attention|cross_attention)|contextualisation)")
 
 COLOURS = mpl.colormaps["Blues"].with_extremes(bad="#d4d0c8")
-NAMES: dict[Kind, tuple[str, str]] = {
-    "encoder": ("source token", "source token"),
-    "decoder": ("token", "token"),
-    "cross": ("target token", "source token"),
-    "senses": ("token", "token"),
+AXES: dict[Kind, tuple[str, str]] = {
+    "encoder": ("source token that looks\n(query)", "source token looked at (key)"),
+    "decoder": ("token that looks\n(query)", "token looked at (key)"),
+    "cross": ("target token that looks\n(query)", "source token looked at (key)"),
+    "senses": ("prediction after", "token whose sense goes in"),
 }
 FONT, POINTS, CHARACTER = "DejaVu Sans Mono", 7.5, 0.065  # of token labels; a character's width in inches
 LONGEST_LABEL = 12  # characters
@@ -179,7 +180,10 @@ def attention_figure(
     points = min(max(9, 0.7 * width), 20)
     about = textwrap.wrap(about_layers, int(width * 72 / (0.55 * points)))
     top = 0.2 + len(about) * 1.4 * points / 72
-    height = top + sum(above + cell * len(sides[one.kind][0]) + below for one in layers)
+    # tokens are written below the last panel of a kind, and in a column that ends before it
+    covered = [len(after.heads) if after.kind == one.kind else 0 for one, after in itertools.pairwise(layers)] + [0]
+    gaps = [0.05 if columns_below else below for columns_below in covered]
+    height = top + sum(above + cell * len(sides[one.kind][0]) for one in layers) + sum(gaps)
     figure = Figure(figsize=(width, height))
     figure.text(0.15 / width, 1 - 0.12 / height, "\n".join(about), size=points, va="top", linespacing=1.3)
 
@@ -188,8 +192,9 @@ def attention_figure(
 
     norm = PowerNorm(0.5, 0, 1)  # on a linear scale the many small weights would all look white
     bar = axes(left + columns * pitch, top + above, 0.15, 1.8)
-    figure.colorbar(ScalarMappable(norm, COLOURS), cax=bar, label="attention weight", ticks=[0, 0.05, 0.2, 0.5, 1])
-    for one in layers:
+    weight = "weight of the sense" if all(one.kind == "senses" for one in layers) else "attention weight"
+    figure.colorbar(ScalarMappable(norm, COLOURS), cax=bar, label=weight, ticks=[0, 0.05, 0.2, 0.5, 1])
+    for one, columns_below, gap in zip(layers, covered, gaps, strict=True):
         queries, keys = sides[one.kind]
         top += above
         for column, (head, weights) in enumerate(zip(one.heads, one.weights, strict=True)):
@@ -199,12 +204,13 @@ def attention_figure(
             panel.imshow(shown, cmap=COLOURS, norm=norm, aspect="auto", interpolation="nearest")
             senses = one.kind == "senses"
             panel.set_title(f"sense {head}" if senses else f"{one.kind} layer {one.layer}, head {head}", size=9.5)
-            write_labels(panel, queries if column == 0 else [], keys, cell, upright=longest_label == 1)
-            if column == 0:
-                looking, looked_at = NAMES[one.kind]
-                panel.set_ylabel(f"{looking} that looks\n(query)", size=8)
-                panel.set_xlabel(f"{looked_at} looked at (key)", size=8)
-        top += cell * len(queries) + below
+            last, first = column >= columns_below, column == 0
+            write_labels(panel, queries if first else [], keys if last else [], cell, upright=longest_label == 1)
+            if first:
+                panel.set_ylabel(AXES[one.kind][0], size=8)
+            if first and last:
+                panel.set_xlabel(AXES[one.kind][1], size=8)
+        top += cell * len(queries) + gap
     return figure
 
 
@@ -221,17 +227,22 @@ def _folded(layers: Sequence[AttentionLayer]) -> list[AttentionLayer]:
 
 def _about(layers: Sequence[AttentionLayer], labels: Sequence[str]) -> str:
     """How the picture is to be read."""
-    about = (
-        "Each row is a token that looks (query); each cell says how much it takes from the token of that column (key). "
-        "The weights of a row sum to 1."
-    )
+    about = ""
+    if any(one.kind != "senses" for one in layers):
+        about += (
+            "Each row is a token that looks (query); each cell says how much it takes from the token of that column "
+            "(key). The weights of a row sum to 1. "
+        )
     if any(one.kind == "decoder" for one in layers):
-        about += " A decoder's token looks in order to predict the next one."
+        about += "A decoder's token looks in order to predict the next one. "
     if any(one.kind == "senses" for one in layers):
-        about += " A sense's cell says how much of that sense of the column's token goes into the row's prediction."
+        about += (
+            "Of a sense, each row is the prediction after that token; each cell says how much of the sense of the "
+            "column's token goes into it, and those of a row sum to 1. "
+        )
     if any(one.kind in ("decoder", "senses") for one in layers):
-        about += " Grey: later tokens, which it may not see."
-    return about + marks(labels)
+        about += "Grey: later tokens, which it may not see."
+    return about.rstrip() + marks(labels)
 
 
 def marks(labels: Sequence[str]) -> str:

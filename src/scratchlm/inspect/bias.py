@@ -19,20 +19,19 @@ Departure: the paper searches s by Nelder-Mead; the same objective is convex, an
 Letters in shapes: N prompts, T tokens, L senses, P pronouns, V vocabulary.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import AutoLocator, LogLocator, NullLocator, StrMethodFormatter
 from torch import Tensor
 
-from scratchlm.inspect.curves import COLOURS, save_figure
+from scratchlm.inspect.attention import looking
+from scratchlm.inspect.curves import COLOURS
+from scratchlm.inspect.senses import token_senses
 from scratchlm.model import LanguageModel
 
 PROFESSIONS = (
@@ -111,22 +110,16 @@ def pronoun_logits(
     """Logits of some tokens after each prompt, and what the senses of the token `word` add to them.
 
     All prompts are one batch: padding stands behind them, where nothing looks.
-    Raises ValueError where a prompt does not fit the model's context.
+    Raises ValueError where a prompt does not fit the model's context, and for a model without senses.
     """
-    backpack: Any = model  # one that `has_senses`
-    device, training = next(model.parameters()).device, model.training
+    device = next(model.parameters()).device
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(device)
-    model.eval()
-    try:
-        with torch.no_grad():
-            weights, inside, _ = backpack.read(tokens, model.initial_state(len(prompts)))
-            at = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-            weights = weights[torch.arange(len(prompts), device=device), :, at]  # (N, L, T), after each prompt
-            logits = model.readout(backpack.sense_network.mix(weights[:, :, None], inside))[:, 0]  # (N, V)
-            amounts = (weights * (tokens == word)[:, None]).sum(-1)  # (N, L), of all places of the word together
-            pushed = model.readout(backpack.senses(torch.tensor(word, device=device)))  # (L, V)
-    finally:
-        model.train(training)
+    last = torch.arange(len(prompts), device=device), torch.tensor([len(prompt) - 1 for prompt in prompts]).to(device)
+    with looking(model) as shown:
+        pushed = model.readout(token_senses(model, torch.tensor(word, device=device)))  # (L, V)
+        logits = model.readout(model(tokens)[0][last])  # (N, V)
+    weights = shown["contextualisation.weights"][0].transpose(1, 2)[last]  # (N, L, T), after each prompt
+    amounts = (weights * (tokens == word)[:, None]).sum(-1)  # (N, L), of all places of the word together
     logits, amounts, pushed = (x.cpu().double() for x in (logits[:, pronouns], amounts, pushed[:, pronouns]))
     return PronounLogits(logits, amounts[..., None] * pushed)
 
@@ -260,10 +253,3 @@ def _ratio_axis(axes: Axes, largest: float) -> None:
     axes.xaxis.set_major_locator(near if largest < 1000 else LogLocator())
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-
-
-def save_bias(figure: Figure, folder: Path) -> list[Path]:
-    """Draw bias.svg, whose words are text, and bias.png into a folder."""
-    with mpl.rc_context({"svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a script that the font lacks is a box in the PNG
-        return save_figure(figure, folder / "bias")

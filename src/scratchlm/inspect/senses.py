@@ -53,8 +53,10 @@ class Sense:
 class Contributions:
     """What each sense of each token read adds to one logit of the prediction after the last of them.
 
-    `added` sums to the logit. A logit counts against those of other tokens only: `mean` is their mean.
-    Shapes: weights (T, L), how much of each sense goes in; added (T, L), that times what the sense does to the logit.
+    A logit counts against those of other tokens only, so what a sense adds to all of them alike is left out: `added`
+    sums to `logit - mean`, where `mean` is that of all logits.
+    Shapes: weights (T, L), how much of each sense goes in; added (T, L), that times what the sense does to the logit
+    beyond what it does to all logits in the mean.
     Units: nats.
     """
 
@@ -146,6 +148,7 @@ def _rankings(values: Tensor, tokens: Tensor) -> list[Ranking]:
 def contributions(model: LanguageModel, tokens: Sequence[int], targets: Sequence[int]) -> Contributions:
     """What each sense of these tokens adds to a logit of the prediction after them: the largest among `targets`.
 
+    weight * (E_target C - mean_v E_v C), which all together are the logit less the mean of all logits.
     Raises ValueError where there is no token, or where they do not fit the model's context.
     Paper: equation 1, with E applied to each part of the sum, which it may be as there is nothing between.
     """
@@ -158,9 +161,10 @@ def contributions(model: LanguageModel, tokens: Sequence[int], targets: Sequence
         features, _ = model(read)
         logits = model.readout(features[0, -1])  # (V,)
         target = targets[int(logits[list(targets)].argmax())]
-        with torch.enable_grad():  # a readout is linear, so its gradient is the target's row of E
+        with torch.enable_grad():  # a readout is linear, so this gradient is the target's row of E less the mean row
             last = features[0, -1].requires_grad_()
-            (direction,) = torch.autograd.grad(model.readout(last)[target], last)  # (D,)
+            each = model.readout(last)
+            (direction,) = torch.autograd.grad(each[target] - each.mean(), last)  # (D,)
         effects = (token_senses(model, unique) @ direction)[index]  # (T, L)
     weights = shown["contextualisation.weights"][0][0, :, -1].mT  # (T, L)
     return Contributions(
@@ -227,8 +231,9 @@ def senses_figure(
     lists = [[[[label(token) for token, _ in part] for part in (one.up, one.down)] for one in word] for word in senses]
     explained = (
         "What each sense does to the logits wherever its word occurs. "
-        "\u25b2 tokens it pushes up most, \u25bc tokens it pushes down most, the strongest first. "
-        "Shade: how strongly it tells tokens apart, the standard deviation of what it adds to all logits. "
+        "\u25b2 tokens it pushes up most, \u25bc tokens it pushes down most: the strongest first, as many as fit. "
+        "Shade: how strongly it tells tokens apart, the standard deviation of what it adds to all logits; "
+        "the scale is this picture's own. "
         "How much of a sense goes into a prediction, the context decides."
     ) + marks([token for word in lists for one in word for part in one for token in part])
     spreads = torch.tensor([[one.spread for one in word] for word in senses])  # (N, L)
@@ -270,19 +275,23 @@ def _write_senses(
 
 
 def contributions_figure(shown: Contributions, tokens: Sequence[str], target: str) -> Figure:
-    """Tokens by senses: what each adds to the target's logit, with the sums of rows and columns as bars."""
+    """Tokens by senses: what each adds to the target's logit, with the sums of rows and columns as bars.
+
+    All bars have one scale.
+    """
     count, senses = shown.added.shape
     tokens = short(tokens)
     cell, column = min(max(0.18, 1.6 / count), 0.34, LARGEST / count), min(0.34, LARGEST / senses)
     explained = (
-        f"What comes after these tokens: how much each sense of each token adds to the logit of {target}, which is "
-        f"{shown.logit:.2f} (the mean logit of all tokens is {shown.mean:.2f}; probability {shown.probability:.1%}). "
-        "A cell is the weight that the context gives the sense, times what the sense does to that logit. Blue raises "
-        "it, red lowers it; all cells together are the logit. Bars: the sum of each row and of each column."
+        f"What comes right after these tokens: how much each sense of each token adds to the logit of {target}, beyond "
+        "what it adds to all logits in the mean. A cell is that times the weight that the context gives the sense: "
+        f"blue speaks for this token, red against it. All cells together are {shown.logit - shown.mean:.2f}, the logit "
+        f"({shown.logit:.2f}) less the mean of all logits ({shown.mean:.2f}); the probability is "
+        f"{shown.probability:.1%}. Bars: the sum of each row and of each column, on one scale."
     ) + marks([*tokens, target])
-    left, bars, high = 0.3 + CHARACTER * max(map(len, tokens)), 1.3, 0.9
+    left, bars = 0.3 + CHARACTER * max(map(len, tokens)), 1.2
     width, height = max(column * senses, 2.0), max(cell * count, 0.3)
-    figure, axes = _page(left + width + 0.15 + bars + 0.6 + 1.1, 0.5 + height + 0.15 + high + 0.7, explained)
+    figure, axes = _page(left + width + 0.15 + bars + 0.6 + 1.1, 0.5 + height + 0.15 + bars + 0.7, explained)
     panel = axes(left, 0.45, width, height)
     most = shown.added.abs().max().item() or 1
     norm = FuncNorm((_signed_root, _signed_square), -most, most)  # one large cell would make the others look white
@@ -292,12 +301,16 @@ def contributions_figure(shown: Contributions, tokens: Sequence[str], target: st
     panel.xaxis.tick_top()
     panel.xaxis.set_label_position("top")
     panel.set_xlabel("sense", size=8)
+    of_tokens, of_senses = shown.added.sum(1), shown.added.sum(0)
+    every = torch.cat([of_tokens, of_senses, of_tokens.new_zeros(1)])
+    room = 0.02 * (every.max() - every.min()).item() or 1
+    limits = every.min().item() - room, every.max().item() + room  # of both, whose bars are as long in inches too
     beside = axes(left + width + 0.15, 0.45, bars, height)
-    _bars(beside, shown.added.sum(1), map(int, panel.get_yticks()), along="y")
-    below = axes(left, 0.45 + height + 0.15, width, high)
-    _bars(below, shown.added.sum(0), range(senses), along="x")
+    _bars(beside, of_tokens, limits, map(int, panel.get_yticks()), along="y")
+    below = axes(left, 0.45 + height + 0.15, width, bars)
+    _bars(below, of_senses, limits, range(senses), along="x")
     bar = axes(left + width + 0.15 + bars + 0.65, 0.45, 0.13, min(2.0, max(height, 1.0)))
-    _scale(figure, bar, ScalarMappable(norm, SIGNED), "added to the logit (nats)")
+    _scale(figure, bar, ScalarMappable(norm, SIGNED), "added, less the mean (nats)")
     bar.set_yticks([-most, -most / 4, 0, most / 4, most], [f"{most * part:.2g}" for part in (-1, -0.25, 0, 0.25, 1)])
     return figure
 
@@ -310,21 +323,28 @@ def _signed_square(x: Any) -> Any:
     return np.sign(x) * np.square(x)
 
 
-def _bars(panel: Axes, sums: Tensor, numbered: Iterable[int], *, along: Literal["x", "y"]) -> None:
+def _signed(value: float) -> str:
+    """Two digits, so that a small one is not written as zero."""
+    return f"{value:+.2g}" if abs(value) < 99 else f"{value:+.0f}"
+
+
+def _bars(
+    panel: Axes, sums: Tensor, limits: tuple[float, float], numbered: Iterable[int], *, along: Literal["x", "y"]
+) -> None:
     """A bar for each row (along y) or column (along x) of the panel beside it, some of them with their numbers."""
     values, numbered = sums.tolist(), list(numbered)
     ends = (-0.5, len(values) - 0.5)
     colours = [SIGNED(0.85 if value > 0 else 0.15) for value in values]
-    font: dict[str, Any] = {"labels": [f"{values[at]:+.2f}" for at in numbered], "size": POINTS - 1, "family": FONT}
+    font: dict[str, Any] = {"labels": [_signed(values[at]) for at in numbered], "size": POINTS - 1, "family": FONT}
     if along == "y":
         panel.barh(range(len(values)), values, color=colours)
         panel.axvline(0, color="black", linewidth=0.5)
-        panel.set(ylim=ends[::-1], xticks=[])
+        panel.set(ylim=ends[::-1], xlim=limits, xticks=[])
         panel.set_yticks(numbered, **font)
         panel.yaxis.tick_right()
     else:
         panel.bar(range(len(values)), values, color=colours)
         panel.axhline(0, color="black", linewidth=0.5)
-        panel.set(xlim=ends, yticks=[])
+        panel.set(xlim=ends, ylim=limits, yticks=[])
         panel.set_xticks(numbered, rotation=90, **font)
     panel.spines[:].set_visible(False)

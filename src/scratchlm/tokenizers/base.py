@@ -121,6 +121,11 @@ class Tokenizer(ABC):
         """The tokenizer of the targets of pairs."""
         return self
 
+    @property
+    def own_ids(self) -> range:
+        """The ids that its texts have; of a pair with a side chosen, those of that side."""
+        return range(self.vocab_size)
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
         return self.encode_array(text).tolist()

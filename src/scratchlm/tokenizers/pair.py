@@ -43,6 +43,11 @@ class PairTokenizer(Tokenizer):
         return PairTokenizer(*self._sides, side="target")
 
     @property
+    def own_ids(self) -> range:
+        parts = {"source": range(self._sides[0].vocab_size), "target": range(self._sides[0].vocab_size, self.start)}
+        return range(self.vocab_size) if self._side is None else parts[self._side]
+
+    @property
     def symbolic(self) -> bool:
         return self._sides[self._side != "source"].symbolic
 

@@ -1,6 +1,7 @@
 """scratchlm inspect attention: who looks where."""
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -84,6 +85,7 @@ def command(
         raise InputError(f"{directory} is a run of {arch}, which has no attention; train one of: {', '.join(having)}")
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
+    folder = None if json_ else out_folder(out or directory)
     model, tokenizer = load_checkpoint(run, found, chosen, average)
     read, tokens = _read(run, model, tokenizer, text, target)
     layers = attention_layers(model, tokens, None if read is None else as_source([read], read[-1]))
@@ -100,19 +102,29 @@ def command(
         allow_nan=False,
     )
     introduce(run, found, damaged, average)
-    if json_:
+    if folder is None:
         print(content)
         return 0
     figure = attention_figure(layers, labels(tokenizer, tokens), None if read is None else labels(tokenizer, read))
-    files = write_files(Path(out or directory), {"attention": figure}, "attention.json", content)
+    files = write_files(folder, {"attention": figure}, "attention.json", content)
     print(f"attention of {arch}: {', '.join(map(str, files))}")
     return 0
 
 
-def write_files(folder: Path, figures: Mapping[str, Figure], name: str, content: str) -> list[Path]:
-    """Each figure as NAME.svg and NAME.png, and the file of their numbers, into a folder that need not be there yet."""
+def out_folder(folder: str) -> Path:
+    """The folder that files will go into, made before any work is done. Raises InputError where it cannot be."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror}; name another folder with --out") from error
+    return Path(folder)
+
+
+def write_files(folder: Path, figures: Mapping[str, Figure], name: str, content: str) -> list[Path]:
+    """Each figure as NAME.svg and NAME.png, and the file of their numbers, into a folder."""
+    try:
         replace_file(folder / name, content.encode() + b"\n")
         pictures = [file for figure, drawn in figures.items() for file in save_labelled(drawn, folder / figure)]
     except OSError as error:

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint, meta_model
-from scratchlm.cli.flags import Int, OptionalInt
+from scratchlm.cli.flags import Int, OptionalInt, check_senses
+from scratchlm.cli.inspect.attention import out_folder, write_files
 from scratchlm.cli.sample import introduce, say
 from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
-from scratchlm.files import FORMAT_VERSION, replace_file
+from scratchlm.files import FORMAT_VERSION
 from scratchlm.inspect.bias import (
     ESTIMATION,
     EVALUATION,
@@ -28,9 +29,7 @@ from scratchlm.inspect.bias import (
     pronoun_logits,
     ratios_by_sense,
     reductions,
-    save_bias,
 )
-from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
 
 PROMPTS = (*EVALUATION, *ESTIMATION)
@@ -71,11 +70,7 @@ def command(
     """
     run = RunFolder.open(directory)
     config = run.config()
-    if not MODELS[config.arch].has_senses:
-        having = [name for name in MODELS if MODELS[name].has_senses]
-        raise InputError(
-            f"{directory} is a run of {config.arch}, which has no senses; train one of: {', '.join(having)}"
-        )
+    check_senses(directory, config.arch)
     if config.pairs:
         raise InputError(f"{directory} learned from pairs, and the prompts are a text's; give a run on a text")
     senses = meta_model(config).config.senses
@@ -100,6 +95,7 @@ def command(
         )
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
+    folder = None if json_ else out_folder(out or directory)
     model, _ = load_checkpoint(run, found, chosen, average)
     longest = max(len(prompt) for _, prompts in cut.values() for prompt in prompts)
     if model.context is not None and longest > model.context:
@@ -132,21 +128,15 @@ def command(
     introduce(run, found, damaged, average)
     if left_out:
         say(f"left out: {', '.join(left_out)}; left_out in the JSON tells how each is cut")
-    if json_:
+    if folder is None:
         print(text)
         return 0
-    folder = Path(out or directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "bias.json", text.encode() + b"\n")
-        pictures = save_bias(bias_figure(measured, chosen_sense), folder)
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror}; name another folder with --out") from error
+    files = write_files(folder, {"bias": bias_figure(measured, chosen_sense)}, "bias.json", text)
     what = "words" if words else "professions"
     print(f"measured: {len(cut)} of {len(given)} {what}, those that the vocabulary holds as one token")
     print(_about_sense(chosen_sense, sense is None, unmodified, without[chosen_sense].item()))
     _print_table(measured, chosen_sense)
-    print(f"bias of {config.arch}: {', '.join(map(str, [*pictures, folder / 'bias.json']))}")
+    print(f"bias of {config.arch}: {', '.join(map(str, files))}")
     return 0
 
 

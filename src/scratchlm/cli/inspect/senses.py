@@ -4,10 +4,8 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -16,8 +14,17 @@ from torch import Tensor
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint
-from scratchlm.cli.flags import Int
-from scratchlm.cli.inspect.attention import OptionalText, encoded, first_tokens, fitting, labels, texts, write_files
+from scratchlm.cli.flags import Int, check_senses
+from scratchlm.cli.inspect.attention import (
+    OptionalText,
+    encoded,
+    first_tokens,
+    fitting,
+    labels,
+    out_folder,
+    texts,
+    write_files,
+)
 from scratchlm.cli.sample import introduce
 from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
@@ -34,7 +41,6 @@ from scratchlm.inspect.senses import (
     word_senses,
 )
 from scratchlm.model import LanguageModel
-from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
 
 DRAWN = 12  # words in the picture
@@ -65,7 +71,8 @@ def command(
         Show what each sense of each token of this text adds to the prediction after it. Without it and without words:
         the start of the validation text.
     target
-        The word whose logit that is; without it the most probable next token.
+        The next token whose logit that is: a word of one token with the space before it, or, where no token begins
+        with a space, as among characters, one as it stands. Without it the most probable next token.
     top
         Tokens in each list.
     out
@@ -81,9 +88,7 @@ def command(
     """
     run = RunFolder.open(directory)
     arch = run.config().arch
-    if not MODELS[arch].has_senses:
-        having = [name for name in MODELS if MODELS[name].has_senses]
-        raise InputError(f"{directory} is a run of {arch}, which has no senses; train one of: {', '.join(having)}")
+    check_senses(directory, arch)
     if top < 1:
         raise InputError(f"--top is {top}; it must be at least 1")
     if target is not None and words and text is None:
@@ -92,14 +97,19 @@ def command(
         raise InputError(f"{directory} learned from pairs; give words of the target, or a source with --text")
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
+    folder = None if json_ else out_folder(out or directory)
     model, tokenizer = load_checkpoint(run, found, chosen, average)
     ids = {word: _word(tokenizer, word) for word in words}
+    lengths, own = tokenizer.token_lengths(), tokenizer.target.own_ids
+    ordinary = [token for token in own if lengths[token]]  # no special tokens; of pairs, those of the target
     read, shown = [], None
     if text is not None or not words:
         read = _read(run, model, tokenizer, text)
-        targets = range(tokenizer.vocab_size) if target is None else [_target(tokenizer, target)]
+        if target is None:
+            targets = ordinary if tokenizer.end_of_text is None else [*ordinary, tokenizer.end_of_text]
+        else:
+            targets = [_target(tokenizer, target)]
         shown = contributions(model, read, targets)
-    ordinary = np.flatnonzero(tokenizer.token_lengths()).tolist()  # no special tokens
     senses = look_up(model, list(ids.values()), ordinary, top) if ids else []
     figures = [one.spread for word in senses for one in word] + ([] if shown is None else [shown.logit])
     if not all(map(math.isfinite, figures)):
@@ -111,7 +121,12 @@ def command(
             "arch": arch,
             "step": found.step,
             "words": [
-                {"word": word, "tokens": texts(tokenizer, tokens), "senses": [_sense(tokenizer, one) for one in table]}
+                {
+                    "word": word,
+                    "tokens": texts(tokenizer, tokens),
+                    "ids": tokens,
+                    "senses": [_sense(tokenizer, one) for one in table],
+                }
                 for (word, tokens), table in zip(ids.items(), senses, strict=True)
             ],
             "similarities": alike,
@@ -121,14 +136,14 @@ def command(
         allow_nan=False,
     )
     introduce(run, found, damaged, average)
-    if json_:
+    if folder is None:
         print(content)
         return 0
     pictures = {"senses": _words_figure(tokenizer, ids, senses)} if ids else {}
     if shown is not None:
         sides = labels(tokenizer, read), _label(tokenizer, shown.target)
         pictures["contributions"] = contributions_figure(shown, *sides)
-    files = write_files(Path(out or directory), pictures, "senses.json", content)
+    files = write_files(folder, pictures, "senses.json", content)
     console = Console(emoji=False, markup=False, highlight=False)
     if not console.is_terminal:
         console.width = 200  # a pipe has no edge to cut lists off at
@@ -151,7 +166,10 @@ def _word(tokenizer: Tokenizer, word: str) -> list[int]:
 
 
 def _target(tokenizer: Tokenizer, word: str) -> int:
-    ids = _word(tokenizer, word)
+    """The token that has to come next for the word to be said: with its space, where tokens have one before them."""
+    side = tokenizer.target
+    spaced = any(len(data) > 1 and data.startswith(b" ") for data in map(side.token_bytes, side.own_ids))
+    ids = encoded(side, f" {word}" if spaced and word else word, "--target")
     if len(ids) > 1:
         pieces = " ".join(labels(tokenizer, ids))
         raise InputError(
@@ -206,7 +224,9 @@ def _alike(ids: Iterable[str], likeness: Tensor) -> list[dict[str, Any]]:
 def _described(tokenizer: Tokenizer, read: Sequence[int], shown: Contributions) -> dict[str, Any]:
     return {
         "tokens": texts(tokenizer, read),
+        "ids": list(read),
         "target": texts(tokenizer, [shown.target])[0],
+        "target_id": shown.target,
         "logit": shown.logit,
         "mean_logit": shown.mean,
         "probability": shown.probability,
@@ -254,8 +274,8 @@ def _print_similarities(console: Console, pairs: Sequence[dict[str, Any]]) -> No
 def _print_contributions(console: Console, tokens: Sequence[str], target: str, shown: Contributions, top: int) -> None:
     console.print(f"after {''.join(tokens)}")
     console.print(
-        f"logit of {target}: {shown.logit:.2f}, mean of all tokens {shown.mean:.2f}, "
-        f"probability {shown.probability:.1%}; what adds most to it or takes most from it:"
+        f"right after it {target}: probability {shown.probability:.1%}, logit {shown.logit:.2f}, mean of all logits "
+        f"{shown.mean:.2f}; what adds most to the difference of {shown.logit - shown.mean:.2f} or takes most from it:"
     )
     table = _table("token", "sense", "weight", "adds")
     senses = shown.added.shape[1]
