@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from scratchlm.layers import LayerNorm, attention_weights
 from scratchlm.model import KV, LanguageModel, Recordable, Source, State
-from scratchlm.models.gpt import GPT, GPTConfig, GPTState
+from scratchlm.models.gpt import GPT, GPTConfig, GPTState, fitting_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +119,7 @@ class BackpackConfig:
             for dim in (*range(8, 64, 4), *range(64, 512, 8), *range(512, 4097, 64))
             for depth in range(max(1, dim // 512), min(64, dim // 4) + 1)
         ]
-        fitting = [shape for shape in shapes if abs(shape.parameters - parameters) <= 0.02 * parameters]
-        if not fitting:
-            nearest = min(shapes, key=lambda shape: abs(shape.parameters - parameters))
-            raise ValueError(
-                f"no Backpack with vocabulary {vocab_size} and context {context} has {parameters:,} "
-                f"parameters within 2 %; the nearest has {nearest.parameters:,}"
-            )
-        return min(fitting, key=lambda shape: abs(math.log(shape.dim / shape.depth / 48)))
+        return fitting_shape(shapes, parameters, f"Backpack with vocabulary {vocab_size} and context {context}")
 
     @classmethod
     def sized_trunk(cls, parameters: int, vocab_size: int, context: int = 256) -> "BackpackConfig":

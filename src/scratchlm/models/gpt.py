@@ -19,8 +19,9 @@ Letters in shapes: B batch, T new tokens, D dim, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,32 @@ from torch import Tensor, nn
 
 from scratchlm.layers import CausalSelfAttention, LayerNorm
 from scratchlm.model import KV, LanguageModel, Source, State
+
+
+class Sized(Protocol):
+    """A shape whose size is known."""
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def parameters(self) -> int: ...
+
+
+Shape = TypeVar("Shape", bound=Sized)
+
+
+def fitting_shape(shapes: Sequence[Shape], parameters: int, what: str) -> Shape:
+    """The shape nearest to dim = 48 * depth among those within 2 % of `parameters`.
+
+    Raises ValueError, naming the nearest count, where there is none.
+    """
+    fitting = [shape for shape in shapes if abs(shape.parameters - parameters) <= 0.02 * parameters]
+    if not fitting:
+        nearest = min(shapes, key=lambda shape: abs(shape.parameters - parameters)).parameters
+        raise ValueError(f"no {what} has {parameters:,} parameters within 2 %; the nearest has {nearest:,}")
+    return min(fitting, key=lambda shape: abs(math.log(shape.dim / shape.depth / 48)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +118,7 @@ class GPTConfig:
             for width in sorted((w for w in range(16, 65) if dim % w == 0), key=lambda w: abs(w - 32))[:1]
             for depth in range(max(1, dim // 512), min(64, dim // 8) + 1)
         ]
-        fitting = [shape for shape in shapes if abs(shape.parameters - parameters) <= 0.02 * parameters]
-        if not fitting:
-            nearest = min(shapes, key=lambda shape: abs(shape.parameters - parameters))
-            raise ValueError(
-                f"no GPT with vocabulary {vocab_size} and context {context} has {parameters:,} "
-                f"parameters within 2 %; the nearest has {nearest.parameters:,}"
-            )
-        return min(fitting, key=lambda shape: abs(math.log(shape.dim / shape.depth / 48)))
+        return fitting_shape(shapes, parameters, f"GPT with vocabulary {vocab_size} and context {context}")
 
     @property
     def parameters(self) -> int:
