@@ -8,6 +8,7 @@ from scratchlm.checkpoint.weights import (
     load,
     load_checkpoint,
     meta_model,
+    plain_weights,
     restore_weights,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "meta_model",
+    "plain_weights",
     "read_tensors",
     "restore_weights",
 ]

@@ -63,6 +63,11 @@ def fitting_weights(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, T
     return weights
 
 
+def plain_weights(run: RunFolder, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of the run's architecture by itself, from a checkpoint that was verified."""
+    return fitting_weights(meta_model(run.config()), checkpoint)
+
+
 def restore_weights(model: LanguageModel, *checkpoints: Checkpoint) -> None:
     """Give a model the weights of a checkpoint, or the mean of those of several, the oldest first.
 

@@ -6,7 +6,6 @@ from typing import Literal
 from scratchlm.checkpoint import RunFolder
 from scratchlm.cli.sample import introduce
 from scratchlm.errors import InputError
-from scratchlm.interop.hub import export_run
 
 
 def command(directory: str, /, *, to: Literal["hf"], out: str | None = None, checkpoint: str = "last") -> int:
@@ -29,7 +28,10 @@ def command(directory: str, /, *, to: Literal["hf"], out: str | None = None, che
     run = RunFolder.open(directory)
     folder = Path(out) if out else run.path.parent / f"{run.path.resolve().name}-{to}"
     found, damaged = run.find(checkpoint)
-    export_run(run, found, folder)
+    match to:
+        case "hf":
+            from scratchlm.interop.hub import export_run as write
+    write(run, found, folder)
     introduce(run, found, damaged)
-    print(f"{folder}: config.json, model.safetensors")
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0

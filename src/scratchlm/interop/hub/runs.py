@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scratchlm import runtime
-from scratchlm.checkpoint import Checkpoint, RunFolder, fitting_weights, meta_model, read_tensors
+from scratchlm.checkpoint import Checkpoint, RunFolder, meta_model, plain_weights, read_tensors
 from scratchlm.config import RunConfig, make_config
 from scratchlm.errors import InputError
 from scratchlm.files import file_sha256, new_folder, sync, write_json
@@ -98,7 +98,7 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
         "eos_token_id": end,
         "torch_dtype": "float32",
     }
-    tensors = layout.theirs(fitting_weights(meta_model(config), checkpoint), config.model.depth)
+    tensors = layout.theirs(plain_weights(run, checkpoint), config.model.depth)
     with new_folder(folder) as beside:
         (beside / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         try:
