@@ -18,7 +18,7 @@ from scratchlm import runtime
 from scratchlm.checkpoint import Checkpoint, RunFolder, meta_model, plain_weights, read_tensors
 from scratchlm.config import RunConfig, make_config
 from scratchlm.errors import InputError
-from scratchlm.files import file_sha256, new_folder, sync, write_json
+from scratchlm.files import file_sha256, new_folder, sync
 from scratchlm.interop.hub.backpack import BACKPACK
 from scratchlm.interop.hub.layout import Layout
 from scratchlm.tokenizers import Tokenizer
@@ -69,14 +69,9 @@ def import_run(
     dtypes = frozenset(tensors[place.name].dtype for place in layout.places(depth).values() if place.name in tensors)
     del tensors
     source = {"folder": str(path), "file": file.name, "sha256": file_sha256(file)}
-    with new_folder(folder) as beside:
-        run = RunFolder(beside)
-        tokenizer.save(beside / "tokenizer.json")
-        run.write_config(config, "")
-        described = {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions(), "imported": source}
-        write_json(beside / "manifest.json", described)
-        run.save(0, weights, {}, {"best_step": None, "best_loss": None, "val_loss": None})
-    return Imported(run=RunFolder(folder), config=config, tokenizer=tokenizer, file=file, dtypes=dtypes)
+    manifest = {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions(), "imported": source}
+    run = RunFolder.create(folder, config, tokenizer, weights, manifest)
+    return Imported(run=run, config=config, tokenizer=tokenizer, file=file, dtypes=dtypes)
 
 
 def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
