@@ -1,5 +1,6 @@
 """Models out of a run's folder: built, given the weights of a checkpoint or the mean of several."""
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -83,7 +84,7 @@ def find_base(run: RunFolder, moved: str | Path | None = None) -> Checkpoint:
     named = run.config().base
     if named is None:
         raise InputError(f"{run.path} has no base: its weights are all in it")
-    folder = run.path / named if moved is None else Path(moved)
+    folder = Path(os.path.normpath(run.path / named)) if moved is None else Path(moved)
     try:
         found = RunFolder.open(folder).checkpoints()
     except InputError as error:

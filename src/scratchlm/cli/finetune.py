@@ -22,6 +22,10 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     if tokens and not tokens[0].startswith("-"):
         directory, rest = tokens[0], tokens[1:]
         base = RunFolder.open(directory)
+        if base.config().lora is not None:
+            raise InputError(
+                f"{directory} is an adapter, and not a model by itself: scratchlm merge {directory} makes one"
+            )
         adapted = any(token.partition("=")[0].startswith("--lora") for token in rest)
         below = finetune_settings(base.config(), base.is_imported, adapted)
     elif any(token in ("--help", "-h") for token in tokens):
