@@ -292,7 +292,7 @@ def adapt(model: LanguageModel, config: LoRAConfig) -> list[Matrix]:
     model.requires_grad_(False)
     for name in [name for name, _ in model.named_modules() if name in adapted | biased]:
         module = model.get_submodule(name)
-        adaptation = Adaptation(config.dropout)
+        adaptation = Adaptation(config.dropout).train(module.training)  # a new module drops, in a model in use too
         mine = [matrix for matrix in chosen if matrix.module == name]
         if mine:
             weight = cast(Tensor, module.weight)
