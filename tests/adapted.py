@@ -6,6 +6,7 @@ Each takes a function that makes a fresh model without one, and raises Assertion
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from contract import begin, tokens_for, whole
+from contract import tokens_for, whole
 from scratchlm import lora
 from scratchlm.config import LoRAConfig
 from scratchlm.models import MODELS
@@ -267,7 +268,8 @@ def modes(make):
     try:
         lora.merge(model)
     except ValueError as error:
-        assert "merged already" in str(error)
+        refusal = str(error)
+        assert "merged already" in refusal
     else:
         raise AssertionError("it was merged twice")
     assert torch.equal(logits(model), once)
@@ -378,9 +380,7 @@ def recomputed(make):
         expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
         model.zero_grad()
         for block in model.blocks:
-            block.forward = lambda *inputs, original=block.forward: checkpoint(
-                original, *inputs, use_reentrant=reentrant
-            )
+            block.forward = partial(checkpoint, block.forward, use_reentrant=reentrant)
         loss(model).backward()
         for name, grad in expected.items():
             close(model.get_parameter(name).grad, grad)
@@ -412,4 +412,3 @@ CHECKS = {
         recomputed, adapter_alone,
     )
 }  # fmt: skip
-__all__ = ["CHECKS", "DIRECTIONS", "EVERYTHING", "WAYS", "adapted", "begin", "logits", "loss", "maker", "shapes"]

@@ -93,19 +93,24 @@ def _ends(name: str, end: str) -> bool:
 def choose(model: LanguageModel, config: LoRAConfig) -> list[Matrix]:
     """The matrices that a configuration adapts.
 
-    Raises ValueError for a target that matches none, naming what there is, and for a rank that one has no room for.
+    Raises ValueError for a name that means none of them, saying what there is, and for too large a rank.
     """
     there = matrices(model)
+    for target in (*(config.targets or ()), *config.ranks, *config.alphas):
+        if not any(matrix.answers(target) for matrix in there):
+            raise ValueError(f"no matrix is called {target!r}; choose from: {_names(there)}")
     if config.targets is None:
         wholes = [matrix for matrix in there if matrix.part == WHOLE]
         chosen = [matrix for matrix in wholes if not matrix.embedding] or wholes
     else:
-        for target in (*config.targets, *config.ranks, *config.alphas):
-            if not any(matrix.answers(target) for matrix in there):
-                raise ValueError(f"no matrix is called {target!r}; choose from: {', '.join(_names(there))}")
         chosen = [matrix for matrix in there if any(matrix.answers(target) for target in config.targets)]
         whole = {matrix.module for matrix in chosen if matrix.part == WHOLE}  # which has its parts' change in it
         chosen = [matrix for matrix in chosen if matrix.part == WHOLE or matrix.module not in whole]
+    for target in (*config.ranks, *config.alphas):
+        if not any(matrix.answers(target) for matrix in chosen):
+            raise ValueError(
+                f"a rank or an alpha is set for {target!r}, which is not adapted; that are: {_names(chosen)}"
+            )
     for matrix in chosen:
         if (rank := matrix.rank(config)) > min(matrix.shape):
             raise ValueError(
@@ -115,8 +120,8 @@ def choose(model: LanguageModel, config: LoRAConfig) -> list[Matrix]:
     return chosen
 
 
-def _names(there: Sequence[Matrix]) -> list[str]:
-    return [*dict.fromkeys(re.sub(r"\.\d+\b", ".*", matrix.name) for matrix in there)]
+def _names(there: Sequence[Matrix]) -> str:
+    return ", ".join(dict.fromkeys(re.sub(r"\.\d+\b", ".*", matrix.name) for matrix in there))
 
 
 class LowRank(nn.Module):
@@ -168,7 +173,7 @@ class Shift(nn.Module):
 
     def __init__(self, bias: Tensor) -> None:
         super().__init__()
-        self.shift = nn.Parameter(torch.zeros_like(bias))
+        self.shift = nn.Parameter(torch.zeros_like(bias, dtype=torch.promote_types(bias.dtype, torch.float32)))
 
 
 class Adaptation(nn.Module):
@@ -213,17 +218,15 @@ class Adaptation(nn.Module):
         y = torch.addmm(y.reshape(-1, width), F.linear(x, down).reshape(-1, len(down)), product.t())
         return y.view_as(output).to(output.dtype)
 
-    def merge(self, module: nn.Module) -> None:
+    def merge(self, module: nn.Module, of: str) -> None:
         """Put the changes into the module's parameters, which are kept as they are for `unmerge`."""
-        if self.pristine:
-            raise ValueError("the adapter is merged already; unmerge it first")
         with torch.no_grad():
             merged = {name: getattr(module, name) for name in ("weight", "bias") if _is_changed(module, name)}
             if self.hooks:
                 merged["weight"] = _changed(self.pairs, cast(Tensor, module.weight))
             for name, tensor in merged.items():
                 if not bool(tensor.isfinite().all()):
-                    raise ValueError(f"the merged {name} has values that are no numbers; the adapter is damaged")
+                    raise ValueError(f"the merged {of}.{name} has values that are no numbers; the adapter is damaged")
             self.pristine = {name: p.data for name, p in module.named_parameters() if not name.startswith("lora.")}
             for name, tensor in merged.items():
                 if _is_changed(module, name):
@@ -234,7 +237,7 @@ class Adaptation(nn.Module):
     def unmerge(self, module: nn.Module) -> None:
         """Give the module its own parameters back, bit by bit."""
         for name, tensor in self.pristine.items():
-            module.get_parameter(name).data = tensor
+            module.get_parameter(name).data = tensor.to(module.get_parameter(name))  # it may have been cast, or moved
         self.pristine = {}
 
 
@@ -259,7 +262,9 @@ class Changed(nn.Module):
         adaptation, name = self.of
         if adaptation.pristine:
             return tensor
-        return tensor + cast(Shift, adaptation.bias).shift if name == "bias" else _changed(adaptation.pairs, tensor)
+        if name == "bias":
+            return (tensor + cast(Shift, adaptation.bias).shift).to(tensor.dtype)
+        return _changed(adaptation.pairs, tensor)
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -312,10 +317,17 @@ def adapt(model: LanguageModel, config: LoRAConfig) -> list[Matrix]:
 def merge(model: LanguageModel) -> None:
     """Put every change into its matrix, so that nothing is computed beside it; the model's own are kept as they are.
 
-    Sums are in float32 or wider, rounded once. Raises ValueError where it is merged already, or gives no numbers.
+    Sums are in float32 or wider, rounded once. Raises ValueError, and merges none, where it is merged, or one is damaged.
     """
-    for module, adaptation in adaptations(model).values():
-        adaptation.merge(module)
+    there = adaptations(model)
+    if any(adaptation.pristine for _, adaptation in there.values()):
+        raise ValueError("the adapter is merged already; unmerge it first")
+    try:
+        for name, (module, adaptation) in there.items():
+            adaptation.merge(module, name)
+    except ValueError:
+        unmerge(model)
+        raise
 
 
 def unmerge(model: LanguageModel) -> None:
@@ -332,8 +344,8 @@ def remove(model: LanguageModel) -> None:
 
 def fold(model: LanguageModel) -> None:
     """Make the changes the model's own: what is left has no adapter, and is to be trained as any other."""
-    if not any(adaptation.pristine for _, adaptation in adaptations(model).values()):
-        merge(model)
+    unmerge(model)
+    merge(model)
     _detach(model)
 
 
@@ -348,9 +360,6 @@ def _detach(model: LanguageModel) -> None:
     model.requires_grad_(True)
 
 
-_OWN = {"__dict__", "__weakref__"}  # what each class has of itself
-
-
 def _take_off(module: nn.Module, name: str) -> None:
     """Remove a parametrization of ours, which is the last; those that the model has itself stay."""
     of = cast(parametrize.ParametrizationList, cast(nn.ModuleDict, module.parametrizations)[name])
@@ -359,7 +368,8 @@ def _take_off(module: nn.Module, name: str) -> None:
         return
     # torch takes the property off the module's class, which a deep copy of the module shares: first one of its own
     kind = type(module)
-    module.__class__ = type(kind.__name__, kind.__bases__, {key: vars(kind)[key] for key in vars(kind).keys() - _OWN})
+    own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, kind.__bases__, own)
     parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 
 
