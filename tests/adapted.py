@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from contract import tokens_for, whole
+from contract import in_chunks, tokens_for, whole
 from scratchlm import lora
 from scratchlm.config import LoRAConfig
 from scratchlm.models import MODELS
@@ -214,15 +214,17 @@ def gradients(make):
 
 
 def alone(make):
-    """Each matrix, or part of one, adapted by itself changes the model, and merged changes it alike.
+    """Each matrix, or part of one, adapted by itself changes the model, in one chunk and in several, and merged alike.
 
-    So it fails where a model reads a linear module's matrix as a tensor and does not say so.
+    So it fails where a model reads a linear module's matrix as a tensor, be it with a memory alone, and does not say so.
     """
     base = logits(make())
     for matrix in lora.matrices(make()):
         model = adapted(make, LoRAConfig(rank=2, targets=(matrix.name,)))
         before = logits(model)
         assert not torch.allclose(before, base), f"{matrix.name} is adapted, and nothing changes"
+        with torch.no_grad():
+            close(model.readout(in_chunks(model, tokens_for(model), [5], None)[0]), before)
         lora.merge(model)
         close(logits(model), before)
 

@@ -1,4 +1,4 @@
-"""The contract suite is tested by bugs: each of these must be caught by the check that stands for its kind.
+"""The contract suite, and that of adapters, are tested by bugs: each must be caught by the check for its kind.
 
 Each docstring names where the bug was seen.
 """
@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import adapted
 import contract
-from scratchlm import generation, layers, model
+from scratchlm import generation, layers, lora, model
 from scratchlm.models import backpack as backpacks
 from scratchlm.models.backpack import Backpack, BackpackState
 from scratchlm.models.bigram import Bigram
@@ -612,3 +613,266 @@ def test_mutant_is_caught(name, monkeypatch):
 
 def test_every_check_has_a_mutant():
     assert {caught_by for _, caught_by, _ in MUTANTS.values()} == set(contract.CHECKS)
+
+
+# Adapters: what adapted.py must catch
+
+ADAPTERS = {}
+
+
+def adapter_mutant(base, caught_by):
+    """Register a function that breaks, through monkeypatch, how adapters are laid beside models of class `base`."""
+
+    def register(function):
+        ADAPTERS[function.__name__] = (base, caught_by, function)
+        return function
+
+    return register
+
+
+@adapter_mutant(LSTM, "alone")
+def matrix_read_and_not_declared(monkeypatch):
+    """PEFT on nn.LSTM's kind of module, or on an attention that reads `linear.weight`: its branch is never called."""
+    monkeypatch.setattr(LSTM, "read_as_tensors", ())
+
+
+@adapter_mutant(Backpack, "alone")
+def matrix_called_here_and_read_there(monkeypatch):
+    """The Backpack's last matrix: called in one chunk, read as a tensor with a memory, where the sum comes first."""
+    monkeypatch.setattr(Backpack, "read_as_tensors", ())
+
+
+@adapter_mutant(GPT, "merged")
+def tie_merged_twice(monkeypatch):
+    """PEFT 0.21.2, ensure_weight_tying: input and head are merged in turn into the one matrix that they share."""
+    original = lora.Adaptation.merge
+
+    def merge(self, module, of):
+        original(self, module, of)
+        if isinstance(module, torch.nn.Embedding) and self.pairs:
+            module.parametrizations.weight.original.data = module.weight.data + self.pairs[0].change().data
+
+    monkeypatch.setattr(lora.Adaptation, "merge", merge)
+
+
+@adapter_mutant(GPT, "written_out")
+def tie_adapted_at_one_end(monkeypatch):
+    """PEFT on ["wte"]: the head goes on with the matrix as it was."""
+
+    def readout(self, features):
+        own = self.token_embedding
+        return features @ (own.parametrizations.weight.original if hasattr(own, "lora") else own.weight).t()
+
+    monkeypatch.setattr(GPT, "readout", readout)
+
+
+@adapter_mutant(GPT, "merged")
+def merge_without_the_scale(monkeypatch):
+    """W + B A where W + (alpha / r) B A is meant: right for alpha = r alone, as it is in many examples."""
+    monkeypatch.setattr(lora.LowRank, "change", lambda self: self.B @ self.A)
+
+
+@adapter_mutant(CNN, "written_out")
+def convolution_without_the_scale(monkeypatch):
+    """The same where a matrix is read as a tensor: adapted and merged agree, and both are wrong."""
+    merge_without_the_scale(monkeypatch)
+
+
+@adapter_mutant(GPT, "written_out")
+def root_of_the_rank_forgotten(monkeypatch):
+    """A file's use_rslora that is read and not used."""
+    monkeypatch.setattr(lora.Matrix, "scale", lambda self, config: config.alpha / self.rank(config))
+
+
+@adapter_mutant(GPT, "merged")
+def square_matrix_transposed(monkeypatch):
+    """fan_in_fan_out set for a linear module: only a square matrix takes the change, and takes it the wrong way."""
+    original = lora.LowRank.change
+
+    def change(self):
+        found = original(self)
+        return found.t() if found.shape[0] == found.shape[1] else found
+
+    monkeypatch.setattr(lora.LowRank, "change", change)
+
+
+@adapter_mutant(GPT, "written_out")
+def parts_off_by_one(monkeypatch):
+    """Fused rows taken in another order (key, value, query): the forward pass and a merge agree on the wrong rows."""
+    original = lora.matrices
+
+    def matrices(of):
+        return [
+            matrix
+            if matrix.part == "whole"
+            else dataclasses.replace(
+                matrix, rows=slice(start := matrix.rows.stop % (3 * matrix.shape[0]), start + matrix.shape[0])
+            )
+            for matrix in original(of)
+        ]
+
+    monkeypatch.setattr(lora, "matrices", matrices)
+
+
+@adapter_mutant(GPT, "cycles")
+def unmerge_subtracts(monkeypatch):
+    """PEFT and loralib: W - (alpha / r) B A, which is not what W was."""
+
+    def unmerge(self, module):
+        for name in self.pristine:
+            if name.endswith(("weight", "weight.original")) and self.pairs:
+                parameter = module.get_parameter(name)
+                parameter.data = (parameter.data - self.pairs[0].change().data).to(parameter.dtype)
+        self.pristine = {}
+
+    monkeypatch.setattr(lora.Adaptation, "unmerge", unmerge)
+
+
+@adapter_mutant(GPT, "dropout")
+def dropout_between_the_matrices(monkeypatch):
+    """B dropout(A x): what is dropped is a whole direction, of which there are few."""
+
+    def branch(self, module, inputs, output):
+        [pair] = self.pairs
+        low = F.linear(inputs[0], pair.A)
+        return output + pair.scale * F.linear(F.dropout(low, self.dropout, self.training), pair.B)
+
+    monkeypatch.setattr(lora.Adaptation, "branch", branch)
+
+
+@adapter_mutant(GPT, "dropout")
+def dropout_of_what_the_base_reads(monkeypatch):
+    """One dropped x for both: the base, which is not trained, is noisy too."""
+    original = F.linear
+
+    def branch(self, module, inputs, output):
+        [pair] = self.pairs
+        x = F.dropout(inputs[0], self.dropout, self.training)
+        return original(x, module.weight, module.bias) + pair.scale * original(original(x, pair.A), pair.B)
+
+    monkeypatch.setattr(lora.Adaptation, "branch", branch)
+
+
+@adapter_mutant(GPT, "dropout")
+def new_adapters_drop_in_use(monkeypatch):
+    """Ours, before this test: a new module is in training mode, and so was the adapter of a model in use."""
+    monkeypatch.setattr(lora.Adaptation, "train", lambda self, mode=True: self)
+
+
+@adapter_mutant(GPT, "modes")
+def eval_merges(monkeypatch):
+    """loralib, merge_weights=True: eval() merges, so that a state saved in it counts the change twice."""
+    original = GPT.train
+
+    def train(self, mode=True):
+        trained = original(self, mode)
+        if lora.adaptations(self):
+            (lora.unmerge if mode else lora.merge)(self)
+        return trained
+
+    monkeypatch.setattr(GPT, "train", train)
+
+
+@adapter_mutant(GPT, "gradients")
+def norm_with_a_gradient(monkeypatch):
+    """DoRA's norm in the graph: the published gradient, and its memory, take it for a constant."""
+    original = lora.LowRank.changed
+
+    def changed(self, weight):
+        if self.magnitude is None:
+            return original(self, weight)
+        summed = weight + self.change()
+        return self.magnitude[:, None] * summed / summed.norm(dim=1, keepdim=True)
+
+    monkeypatch.setattr(lora.LowRank, "changed", changed)
+
+
+@adapter_mutant(GPT, "lengths")
+def norm_over_the_other_axis(monkeypatch):
+    """ "Column-wise norm" of the paper taken for columns of torch's (O, I), where it is one for each output."""
+    original = lora.LowRank.changed
+
+    def changed(self, weight):
+        if self.magnitude is None or weight.shape[0] != weight.shape[1]:
+            return original(self, weight)
+        summed = weight + self.change()
+        return self.magnitude * summed / summed.norm(dim=0)
+
+    monkeypatch.setattr(lora.LowRank, "changed", changed)
+
+
+@adapter_mutant(GPT, "first_steps")
+def both_matrices_zero(monkeypatch):
+    """A = 0 and B = 0: no gradient ever reaches either."""
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", lambda tensor, a: tensor.data.zero_())
+
+
+@adapter_mutant(GPT, "fresh")
+def both_matrices_drawn(monkeypatch):
+    """PEFT's init_lora_weights=False, which is for debugging: the adapter changes something before it has learned."""
+    original = lora.LowRank.__init__
+
+    def init(self, *arguments):
+        original(self, *arguments)
+        torch.nn.init.normal_(self.B)
+
+    monkeypatch.setattr(lora.LowRank, "__init__", init)
+
+
+@adapter_mutant(GPT, "first_steps")
+def base_left_to_learn(monkeypatch):
+    """An adapter laid beside weights that are not frozen: removing it gives another model than there was."""
+    monkeypatch.setattr(GPT, "requires_grad_", lambda self, requires_grad=True: self)
+
+
+@adapter_mutant(GPT, "folded")
+def property_taken_off_the_shared_class(monkeypatch):
+    """torch's remove_parametrizations on a deep copy: the class is the original's too, which loses its weight."""
+
+    def take_off(module, name):
+        torch.nn.utils.parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+
+    monkeypatch.setattr(lora, "_take_off", take_off)
+
+
+@adapter_mutant(GPT, "adapter_alone")
+def merged_weights_in_the_checkpoint(monkeypatch):
+    """loralib's state of everything, saved while merged: loaded beside the base, the change counts twice."""
+    monkeypatch.setattr(lora, "trained_tensors", lambda of: of.state_dict())
+
+
+@adapter_mutant(GPT, "removed")
+def biases_trained_in_place(monkeypatch):
+    """PEFT and loralib with bias="all": biases are the base's own, and disabling the adapter leaves them trained."""
+    original = lora.Adaptation.unmerge
+
+    def unmerge(self, module):
+        original(self, module)
+        if hasattr(self, "bias"):
+            module.parametrizations.bias.original.data += self.bias.shift.data
+
+    monkeypatch.setattr(lora.Adaptation, "unmerge", unmerge)
+
+
+@adapter_mutant(GPT, "recomputed")
+def dropout_drawn_by_the_call(monkeypatch):
+    """A branch that is not the same when it is computed again: gradients are those of another function."""
+    original, calls = lora.Adaptation.branch, iter(range(1, 1 << 30))
+
+    def branch(self, module, inputs, output):
+        return output + (original(self, module, inputs, output) - output) * (1 + 0.1 * (next(calls) % 7))
+
+    monkeypatch.setattr(lora.Adaptation, "branch", branch)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapter_mutant_is_caught(name, monkeypatch):
+    base, caught_by, function = ADAPTERS[name]
+    make = adapted.maker(base, base.Config.tiny())
+    function(monkeypatch)
+    with pytest.raises((AssertionError, AttributeError)):  # torch's, where a class has lost its property
+        adapted.CHECKS[caught_by](make)
+
+
+def test_every_check_of_adapters_has_a_mutant():
+    assert {caught_by for _, caught_by, _ in ADAPTERS.values()} == set(adapted.CHECKS)

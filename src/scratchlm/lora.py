@@ -317,7 +317,7 @@ def adapt(model: LanguageModel, config: LoRAConfig) -> list[Matrix]:
 def merge(model: LanguageModel) -> None:
     """Put every change into its matrix, so that nothing is computed beside it; the model's own are kept as they are.
 
-    Sums are in float32 or wider, rounded once. Raises ValueError, and merges none, where it is merged, or one is damaged.
+    Sums are in float32 or wider, rounded once. Raises ValueError, and merges none, where it is merged, or damaged.
     """
     there = adaptations(model)
     if any(adaptation.pristine for _, adaptation in there.values()):
@@ -374,10 +374,7 @@ def _take_off(module: nn.Module, name: str) -> None:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint has to hold: of an adapted model the adapter alone, of any other everything.
-
-    While it is merged, too: the merged parameters are none of it.
-    """
+    """What a checkpoint has to hold: of an adapted model, merged or not, the adapter alone; of any other everything."""
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if ".lora." in f".{name}"} if adaptations(model) else state
 
