@@ -216,7 +216,7 @@ def gradients(make):
 def alone(make):
     """Each matrix, or part of one, adapted by itself changes the model, in one chunk and in several, and merged alike.
 
-    So it fails where a model reads a linear module's matrix as a tensor, be it with a memory alone, and does not say so.
+    So it fails where a model reads a linear module's matrix as a tensor and does not say so, be it with a memory alone.
     """
     base = logits(make())
     for matrix in lora.matrices(make()):

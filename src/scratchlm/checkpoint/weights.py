@@ -76,6 +76,9 @@ def restore_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
     model.load_state_dict(fitting_weights(model, checkpoint), strict=False)  # all that is trained, and nothing else
 
 
+_REMEDY = "put it back, or name it to sample, eval and merge with --base DIR"
+
+
 def find_base(run: RunFolder, moved: str | Path | None = None) -> Checkpoint:
     """The checkpoint that a run started from, verified. `moved`: the folder of its run, if it is elsewhere by now.
 
@@ -88,16 +91,18 @@ def find_base(run: RunFolder, moved: str | Path | None = None) -> Checkpoint:
     try:
         found = RunFolder.open(folder).checkpoints()
     except InputError as error:
-        raise InputError(
-            f"{run.path} needs its base, which is not where it was ({error}); name it: --base DIR"
-        ) from error
+        raise InputError(f"{run.path} needs its base, which is not where it was ({error}); {_REMEDY}") from error
     for checkpoint in reversed(found):
-        if checkpoint.sha256 == run.base_sha256:
+        try:
+            meant = checkpoint.sha256 == run.base_sha256
+        except InputError:  # its state.json is damaged, and another may be the one
+            continue
+        if meant:
             checkpoint.verify(MODEL)
             return checkpoint
     raise InputError(
         f"{run.path} is for another base than {folder}: no checkpoint there has the weights with the sha256 "
-        f"{run.base_sha256[:12]}..., or no longer; name the right folder with --base DIR"
+        f"{run.base_sha256[:12]}..., or no longer; {_REMEDY}"
     )
 
 
@@ -131,7 +136,10 @@ def plain_weights(run: RunFolder, checkpoint: Checkpoint, base: str | Path | Non
         return fitting_weights(meta_model(run.config()), checkpoint)
     model = starting_model(run, base)
     restore_weights(model, checkpoint)
-    fold(model)
+    try:
+        fold(model)
+    except ValueError as error:
+        raise InputError(f"{checkpoint.path}: {error}") from error
     return model.state_dict()
 
 
