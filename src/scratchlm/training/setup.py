@@ -83,6 +83,11 @@ def create_run(
             f"model.vocab_size is {asked_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
             "leave it out, or give the tokenizer's file with --tokenizer"
         )
+    if base is not None and config.pairs and tokenizer.end_of_text is None:
+        raise InputError(
+            f"{base[0].path} has a tokenizer without an end-of-text token, which parts a source from its target; start "
+            "from a run that learned from pairs"
+        )
     if base is None:  # an imported base may have rows that stand for no token
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     asked = config
