@@ -22,11 +22,7 @@ from scratchlm.models.cnn import CNNConfig
 
 EVERYTHING = LoRAConfig(rank=2, targets=("*",), bias="all")
 DIRECTIONS = replace(EVERYTHING, dora=True)
-WAYS = {
-    "default": LoRAConfig(rank=2, rslora=True, alpha=3.0),
-    "everything": EVERYTHING,
-    "directions": DIRECTIONS,
-}
+WAYS = (LoRAConfig(rank=2, rslora=True, alpha=3.0), DIRECTIONS)
 
 
 def shapes():
@@ -147,7 +143,7 @@ def parts_of(model):
 
 def fresh(make):
     """An adapter that has learned nothing changes no bit."""
-    for config in WAYS.values():
+    for config in WAYS:
         model = make().requires_grad_(False)
         before = logits(model)
         lora.adapt(model, config)
@@ -179,7 +175,7 @@ def first_steps(make):
 def written_out(make):
     """It computes W_0 + s B A, or DoRA's rows of length m, wherever it reads a matrix, and b + shift; all parts too."""
     parts = parts_of(make())
-    for config in (*WAYS.values(), *([LoRAConfig(rank=3, targets=tuple(parts), dora=True)] if parts else [])):
+    for config in (*WAYS, EVERYTHING, *([LoRAConfig(rank=3, targets=tuple(parts), dora=True)] if parts else [])):
         model = adapted(make, config)
         expected = with_tensors(make(), changed_tensors(model, config, make(), model.state_dict()))
         close(logits(model), logits(expected))
@@ -231,7 +227,7 @@ def alone(make):
 
 def merged(make):
     """Merged, nothing is computed beside the matrices and the logits are the same; unmerged they are so to the bit."""
-    for config in WAYS.values():
+    for config in WAYS:
         model = adapted(make, config)
         before, whole_state = logits(model), state(model)
         lora.merge(model)
@@ -282,7 +278,7 @@ def modes(make):
 
 def removed(make):
     """Removed, merged or not, the base is there bit by bit, biases and classes too, and can be adapted again."""
-    for config in WAYS.values():
+    for config in WAYS:
         for merge_first in (False, True):
             model = make()
             before, first, kinds = state(model), logits(model), classes(model)
@@ -304,7 +300,7 @@ def folded(make):
 
     The plain model learns as any other.
     """
-    for config in WAYS.values():
+    for config in WAYS:
         names, kinds = make().state_dict().keys(), classes(make())
         model = adapted(make, config)
         before, whole_state = logits(model), state(model)
@@ -390,7 +386,7 @@ def recomputed(make):
 
 def adapter_alone(make):
     """What a checkpoint holds is the adapter, merged or not, and with the base it is the whole model."""
-    for config in WAYS.values():
+    for config in WAYS:
         model = adapted(make, config)
         kept = {name: tensor.clone() for name, tensor in lora.trained_tensors(model).items()}
         assert kept.keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -21,11 +21,12 @@ from scratchlm import files, lora
 from scratchlm.checkpoint import RunFolder, build_model, find_base, load, plain_weights, restore_weights, starting_model
 from scratchlm.checkpoint import folder as saving
 from scratchlm.checkpoint.weights import mean_weights
-from scratchlm.cli import main
+from scratchlm.cli import main, progress
 from scratchlm.config import make_config, merge
 from scratchlm.errors import InputError
 from scratchlm.evaluation import evaluate
 from scratchlm.files import file_sha256, read_json, write_json
+from scratchlm.inspect import curves
 from scratchlm.model import record
 from scratchlm.tokenizers import exhaust, learn
 from scratchlm.training import loop
@@ -38,6 +39,7 @@ from test_pair_runs import SETTINGS as PAIRS_SETTINGS
 
 OTHER = "".join(f"{b} came down the hill, {a}, and {a}, went up.\n" for a in "ABCDEFGH" for b in "abcdefgh")
 FEW = {"steps": 6, "eval_every": 3, "log_every": 2, "keep": 9, "optim": {"warmup": 2, "lr": 1e-2}}
+OWN = {"lstm": {"ranks": {"recurrent": 3}, "alphas": {"token_embedding": 4.0}, "dora": True}}  # for some a setting more
 LORA = {"rank": 2, "targets": ("*",), "bias": "all", "dropout": 0.1}
 FLAGS = ["--steps=6", "--eval-every=3", "--log-every=2", "--keep=9", "--optim.lr=0.01", "--optim.warmup=2"]
 ADAPTER = ["--lora", "--lora.rank=2", "--lora.targets=*", "--lora.bias=all", "--lora.dropout=0.1"]
@@ -53,10 +55,14 @@ SHAPES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def short_samples(monkeypatch):
-    """What is written after an evaluation draws from no generator of the training."""
-    monkeypatch.setattr(loop, "SAMPLE_TOKENS", 4)
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Short samples, which draw from no generator of the training, and no pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "SAMPLE_TOKENS", 4)
+        patch.setattr(progress, "FINAL_TOKENS", 4)
+        patch.setattr(curves, "save_loss_curve", lambda *arguments: [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -93,23 +99,36 @@ def start(base, data, folder, adapted=True, **changed):
     return create_run(settings, Path(folder), None, base=(base, base.checkpoint()))[0]
 
 
+def new_text(arch, texts):
+    return texts / ("others.tsv" if arch == "transformer" else "other.txt")
+
+
 @pytest.fixture
 def tune(base, texts, tmp_path):
-    numbers = itertools.count()
-
-    def make(arch="gpt", adapted=True, **changed):
-        data = texts / ("others.tsv" if arch == "transformer" else "other.txt")
-        return start(base(arch), data, tmp_path / f"tuned{next(numbers)}", adapted, **changed)
+    def make(arch="gpt", adapted=True):
+        own = {"lora": OWN.get(arch)} if adapted else {}
+        return start(base(arch), new_text(arch, texts), tmp_path / "tuned", adapted, **own)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def trained(base, texts):
-    """A finished adapter of the GPT, which no test may change."""
-    run = start(base(), texts / "other.txt", texts / "adapter")
-    list(loop.train(run))
-    return run
+def finished(base, texts):
+    """A function that gives a finished adapter of an architecture, which no test may change."""
+
+    @cache
+    def made(arch):
+        folder = texts / ("adapter" if arch == "gpt" else f"adapter-{arch}")
+        run = start(base(arch), new_text(arch, texts), folder, lora=OWN.get(arch))
+        list(loop.train(run))
+        return run
+
+    return made
+
+
+@pytest.fixture
+def trained(finished):
+    return finished("gpt")
 
 
 @pytest.fixture
@@ -151,9 +170,9 @@ def score(run, model):
 
 @pytest.mark.parametrize("adapted", [True, False], ids=["adapter", "all"])
 @pytest.mark.parametrize("arch", SHAPES)
-def test_a_run_learns_and_leaves_its_base_as_it_is(arch, adapted, base, tune):
+def test_a_run_learns_and_leaves_its_base_as_it_is(arch, adapted, base, tune, finished):
     before, loss = contents(base(arch).path), score(base(arch), load(base(arch).path)[0])
-    run = tune(arch, adapted, steps=9)
+    run = finished(arch) if adapted else tune(arch, False)
     list(loop.train(run))
     assert contents(base(arch).path) == before
     losses = [line["val_loss"] for line in run.metrics() if "val_loss" in line]
@@ -175,15 +194,13 @@ def test_a_run_learns_and_leaves_its_base_as_it_is(arch, adapted, base, tune):
 
 
 @pytest.mark.parametrize("arch", SHAPES)
-def test_an_adapters_run_goes_on_to_the_bit(arch, tune):
+def test_an_adapters_run_goes_on_to_the_bit(arch, tune, finished):
     """Stopped in a save and in an evaluation, against the one that nobody stopped."""
-    own = {"ranks": {"recurrent": 3}, "alphas": {"token_embedding": 4.0}, "dora": True} if arch == "lstm" else {}
-    whole, run = (tune(arch, lora=own) for _ in range(2))
-    list(loop.train(whole))
+    run = tune(arch)
     for function, at in (("update", 2), ("evaluate", 3), ("update", 5)):
         die_once(run, function, at)
     list(loop.train(run))
-    same_end(run, whole)
+    same_end(run, finished(arch))
 
 
 def check_killed(moments, trained, base, texts, folder):
@@ -280,10 +297,8 @@ def test_commands_take_an_adapter(trained, base, tmp_path):
 
 
 @pytest.mark.parametrize("arch", SHAPES)
-def test_a_merged_run_is_plain_and_scores_alike(arch, tune, texts, tmp_path):
-    run = tune(arch)
-    list(loop.train(run))
-    data = ["--data", texts / ("others.tsv" if arch == "transformer" else "other.txt"), "--json"]
+def test_a_merged_run_is_plain_and_scores_alike(arch, finished, texts, tmp_path):
+    run, data = finished(arch), ["--data", new_text(arch, texts), "--json"]
     code, _, err = call("merge", run.path, "--out", tmp_path / "merged")
     assert code == 0, err
     merged = RunFolder(tmp_path / "merged")
@@ -292,7 +307,6 @@ def test_a_merged_run_is_plain_and_scores_alike(arch, tune, texts, tmp_path):
     source = read_json(merged.path / "manifest.json")["merged"]
     assert (source["sha256"], source["base_sha256"]) == (run.checkpoint().sha256, run.base_sha256)
     before = json.loads(call("eval", run.path, *data)[1])
-    shutil.rmtree(run.path)  # it needs neither the adapter nor the base
     after = json.loads(call("eval", merged.path, *data)[1])
     assert {**before, "step": 0} == after
 
