@@ -28,9 +28,8 @@ WAYS = (LoRAConfig(rank=2, rslora=True, alpha=3.0), DIRECTIONS)
 def shapes():
     """The registered architectures, and the blocks that the CNN has besides."""
     found = {name: (MODELS[name], MODELS[name].Config.tiny()) for name in MODELS}
-    for block, hidden_dim in (("gcnn", None), ("gcnn", 6), ("tcn", 10), ("wavenet", 7)):
-        name = f"cnn-{block}" + ("-bottleneck" if block == "gcnn" and hidden_dim else "")
-        found[name] = (MODELS["cnn"], replace(CNNConfig.tiny(), block=block, hidden_dim=hidden_dim))
+    for block, hidden_dim in (("gcnn", 6), ("tcn", 10), ("wavenet", 7)):
+        found[f"cnn-{block}"] = (MODELS["cnn"], replace(CNNConfig.tiny(), block=block, hidden_dim=hidden_dim))
     return found
 
 
