@@ -28,9 +28,9 @@ def hub_folder(name: str) -> Path:
     path = Path(name)
     wanted = f"a folder that was downloaded from the hub, with {CONFIG}, {SAFETENSORS} and {TOKENIZER[0]} in it"
     try:
-        if path.is_dir():
+        if name and path.is_dir():
             return path
-        there = path.exists()
+        there = name and path.exists()
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {name!r}: {error}; give {wanted}") from error
     if there:

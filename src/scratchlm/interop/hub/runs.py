@@ -91,7 +91,7 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
     Raises InputError for a run that has no such layout, and where the folder is there already; nothing is left behind
     then.
     """
-    config, end = run.config(), run.tokenizer().end_of_text
+    config, tokenizer = run.config(), run.tokenizer()
     layout = LAYOUTS.get(config.arch)
     if layout is None:
         raise InputError(
@@ -100,8 +100,8 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
     content = {
         "architectures": [layout.architectures[0]],
         **layout.write_shape(config.model),
-        "bos_token_id": end,
-        "eos_token_id": end,
+        "bos_token_id": tokenizer.end_of_text,
+        "eos_token_id": tokenizer.end_of_text,
         "torch_dtype": "float32",
     }
     tensors = layout.theirs(plain_weights(run, checkpoint), config.model.depth)
@@ -112,7 +112,7 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
         except SafetensorError as error:  # what it makes of a full disk
             raise OSError(f"{folder / SAFETENSORS}: {error}") from error
         (beside / SAFETENSORS).chmod((beside / CONFIG).stat().st_mode)  # safetensors would keep it from all others
-        for file in (beside / CONFIG, beside / SAFETENSORS, beside):
+        for file in (*beside.iterdir(), beside):
             sync(file)
 
 
