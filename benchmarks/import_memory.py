@@ -57,8 +57,8 @@ def main():
             done = subprocess.run([sys.executable, "-c", COMMAND, *paths], capture_output=True, text=True, check=True)
             imports, used, peak = (1024 * int(word) for word in done.stdout.split("\n")[-2].split())
             print(
-                f"{kind}: peak {peak / 1e6:.0f} MB; {(peak - imports) / size:.2f} times above the {imports / 1e6:.0f} MB "
-                f"of the imports, {(peak - used) / size:.2f} above the {used / 1e6:.0f} MB after a tiny model"
+                f"{kind}: peak {peak / 1e6:.0f} MB; {(peak - imports) / size:.2f} times the weights above the imports' "
+                f"{imports / 1e6:.0f} MB, {(peak - used) / size:.2f} above the {used / 1e6:.0f} MB after a tiny model"
             )
 
 
