@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as TheirTokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 import scratchlm
 from hub_folders import PICKLE, SAFETENSORS, call, change, config, contents, file, refused, tensors
@@ -290,6 +290,20 @@ def test_the_tokenizer_is_the_folders_own(hub, capsys, vocabulary):
         for text in (TEXT, "The dog's 12 foxes,\n\n jumping \u00e9"):
             assert tokenizer.encode(text) == theirs.encode(text).ids
     assert "the quick" in call(capsys, "sample", "json", "--prompt", "the quick", "--tokens", 5, "--device", "cpu")
+
+
+def test_a_tokenizer_that_transformers_saved_is_read(hub, capsys, vocabulary):
+    theirs = GPT2Tokenizer(vocab=str(vocabulary / "vocab.json"), merges=str(vocabulary / "merges.txt"))
+    theirs.save_pretrained(hub)
+    content = json.loads((hub / "tokenizer.json").read_text(encoding="utf-8"))
+    assert content["post_processor"]["type"] == "TemplateProcessing"
+    call(capsys, "import", "hub", "--out", "run")
+    tokenizer = RunFolder("run").tokenizer()
+    assert tokenizer.end_of_text == theirs.eos_token_id == END
+    assert tokenizer.encode(TEXT + "The dog's 12 foxes") == theirs.encode(TEXT + "The dog's 12 foxes")
+    content["post_processor"]["single"].append({"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}})
+    (hub / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert "post-processor TemplateProcessing" in refused(capsys, "import", "hub", "--out", "again")
 
 
 def without_tokenizer(folder):
