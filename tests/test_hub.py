@@ -171,13 +171,13 @@ def test_an_imported_run_is_a_run(hub, capsys):
     assert manifest["imported"]["sha256"] == {SAFETENSORS: file_sha256(hub / SAFETENSORS)}
     assert "token_embedding" in call(capsys, "info", "run")
     message = refused(capsys, "eval", "run", "--device", "cpu")
-    assert "run was imported, and has no text of its own; give one, with --data or --text" in message
+    assert "run has weights from elsewhere and no text; give one, with --data or --text" in message
 
 
 def test_there_is_nothing_to_resume(hub, capsys):
     import_hub(capsys)
     assert "was imported: it has weights and no training that could go on" in refused(capsys, "resume", "run")
-    with pytest.raises(scratchlm.InputError, match="was imported"):
+    with pytest.raises(scratchlm.InputError, match="has weights from elsewhere and no text"):
         list(train(RunFolder("run")))
 
 

@@ -21,6 +21,7 @@ ALLOWED = {
     "files": {"errors"},
     "model": set(),
     "layers": {"model"},
+    "lora": {"config", "model"},
     "recurrence": {"model", "layers"},
     "models": {"model", "layers", "recurrence", "errors", "models"},
     "tokenizers": {"tokenizers", "errors"},
@@ -31,9 +32,10 @@ ALLOWED = {
     "evaluation": {"data", "model", "errors", "generation"},
     "translation": {"beams", "data", "errors", "model", "tokenizers"},
     "config": {"models", "errors"},
-    "checkpoint": {"checkpoint", "config", "data", "errors", "files", "model", "models", "tokenizers"},
+    "checkpoint": {"checkpoint", "config", "data", "errors", "files", "lora", "model", "models", "tokenizers"},
     "interop": {
-        "checkpoint", "config", "data", "errors", "files", "interop", "models", "runtime", "tokenizers",
+        "checkpoint", "config", "data", "errors", "files", "interop", "lora", "model", "models", "runtime",
+        "tokenizers",
     },
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},
@@ -42,8 +44,8 @@ ALLOWED = {
         "models", "runtime", "tokenizers", "training",
     },
     "training": {
-        "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "interop", "model", "models",
-        "runtime", "tokenizers", "training", "translation",
+        "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "interop", "lora", "model",
+        "models", "runtime", "tokenizers", "training", "translation",
     },
 }  # fmt: skip
 

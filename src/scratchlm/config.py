@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -14,7 +15,14 @@ import cattrs
 from scratchlm.errors import InputError, did_you_mean
 from scratchlm.models import MODELS
 
-OF_A_RUN = ("format_version", "checksum", "run", "tokenizer_sha256", "data_checksum")  # in config.json, no settings
+OF_A_RUN = (
+    "format_version",
+    "checksum",
+    "run",
+    "tokenizer_sha256",
+    "data_checksum",
+    "base_sha256",
+)  # in config.json, no settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +64,47 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """A low-rank adapter.
+
+    Attributes:
+        rank: Width between the two matrices (r).
+        alpha: The change counts alpha / rank times, whatever the rank (alpha).
+        targets: Matrices that are adapted, by name or by the end of it, with * for any: query value, mlp.output,
+            blocks.0.*; of a fused matrix all of it or a part; none: all but embeddings.
+        dropout: Share of the change's inputs set to zero in training; a matrix that is read as a tensor (an embedding,
+            a convolution, a recurrence) has no inputs here.
+        rslora: The change counts alpha / sqrt(rank) times, so that large ranks learn as fast as small ones.
+        dora: A length is learned for each row of a matrix, apart from the row's direction.
+        bias: Biases that are trained too: none, those of adapted modules (lora_only), or all, of norms too.
+        ranks: Other ranks for some of the targets, by name as there.
+        alphas: Other alphas for some of the targets.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] | None = None
+    dropout: float = 0.0
+    rslora: bool = False
+    dora: bool = False
+    bias: Literal["none", "lora_only", "all"] = "none"
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    alphas: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, rank in {"rank": self.rank, **{f"ranks[{key!r}]": rank for key, rank in self.ranks.items()}}.items():
+            if rank < 1:
+                raise ValueError(f"lora.{name} is {rank}; it must be at least 1")
+        for name, alpha in {"alpha": self.alpha, **{f"alphas[{key!r}]": a for key, a in self.alphas.items()}}.items():
+            if not 0 < alpha < math.inf:
+                raise ValueError(f"lora.{name} is {alpha}; it must be above 0, and finite")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.targets is not None and not self.targets:
+            raise ValueError("lora.targets is empty; name a matrix, or leave it out to adapt all but embeddings")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides a run.
 
@@ -89,8 +138,10 @@ class RunConfig:
         seed: Seed of weights, batches and dropout.
         device: auto, cpu, cuda or mps.
         logger: A viewer that the metrics go to as well: none, tensorboard, trackio or wandb.
+        base: The run whose weights this one starts from, seen from this one's folder; none: they are drawn.
         model: The architecture's shape.
         optim: The optimizer.
+        lora: The adapter that is trained beside the base's weights; none: the weights themselves are.
     """
 
     arch: str
@@ -119,8 +170,10 @@ class RunConfig:
     seed: int = 1337
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    base: str | None = None
     model: Any = None
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "batch_tokens", "accumulate", "eval_every", "log_every", "keep"):
@@ -198,8 +251,8 @@ def read_settings(path: str) -> dict[str, Any]:
         raise InputError(f"{path} is neither TOML nor, by its name, JSON: {error}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} holds no settings, which are names with values")
-    for group in ("model", "optim"):
-        if not isinstance(settings.get(group, {}), dict):
+    for group in ("model", "optim", "lora"):
+        if not isinstance(settings.get(group, {}) or {}, dict):
             raise InputError(f"{path}: {group} is {settings[group]!r}, not names with values")
     return {name: value for name, value in settings.items() if name not in OF_A_RUN}
 
@@ -264,17 +317,22 @@ def make_config(settings: Mapping[str, Any]) -> RunConfig:
     if "arch" not in settings:
         raise InputError(f"the settings name no architecture: arch is one of {', '.join(MODELS)}")
     shape = MODELS[settings["arch"]].Config
-    _check_names(settings, RunConfig, "", {"model": shape, "optim": OptimConfig})
+    _check_names(settings, RunConfig, "", {"model": shape, "optim": OptimConfig, "lora": LoRAConfig})
     model, optim = ({} if settings.get(group) is None else settings[group] for group in ("model", "optim"))
     _check_names(model, shape, "model.")
     _check_names(optim, OptimConfig, "optim.")
+    lora = settings.get("lora")
+    if lora is not None:
+        _check_names(lora, LoRAConfig, "lora.")
+        lora = _structure(lora, LoRAConfig, "lora.")
     if "vocab_size" not in model:
         raise InputError("model.vocab_size is missing: it is the number of the tokenizer's tokens")
-    return _structure(
-        {**settings, "model": _structure(model, shape, "model."), "optim": _structure(optim, OptimConfig, "optim.")},
-        RunConfig,
-        "",
-    )
+    groups = {
+        "model": _structure(model, shape, "model."),
+        "optim": _structure(optim, OptimConfig, "optim."),
+        "lora": lora,
+    }
+    return _structure({**settings, **groups}, RunConfig, "")
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

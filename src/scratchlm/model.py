@@ -9,8 +9,7 @@ interface, and with it one trainer, one evaluator, one generator and one test su
 
 Training reads one big chunk from the start, decoding reads many small ones: both run the same code.
 
-Letters in shapes: B batch, T new tokens, S visible tokens, D width, H heads, K width of a key, W width of a value,
-V vocabulary.
+Letters in shapes: B batch, T new tokens, S visible tokens, D width, H heads, K a key's, W a value's, V vocabulary.
 """
 
 import dataclasses
@@ -189,6 +188,8 @@ class LanguageModel(nn.Module, ABC):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # run settings by name; the first is the default
     takes_source: ClassVar[bool] = False
     has_senses: ClassVar[bool] = False  # `senses(tokens)`, whose weighted sum its features are
+    fused: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # module -> whose its matrix's rows are, in equal parts
+    read_as_tensors: ClassVar[tuple[str, ...]] = ()  # linear modules whose matrix is read, not only called
     StateType: ClassVar[type[State]] = State  # what `initial_state` gives
 
     config: Any
@@ -222,14 +223,10 @@ class LanguageModel(nn.Module, ABC):
         if state is not None and not isinstance(state, self.StateType):
             raise ValueError(f"{type(state).__name__} is no state of {type(self).__name__}; start with initial_state()")
         if state is not None and state.batch_size != len(tokens):
-            raise ValueError(
-                f"the state has {state.batch_size} rows, the tokens {len(tokens)}; state.select(rows) "
-                "takes the rows that the tokens belong to"
-            )
+            raise ValueError(f"the state has {state.batch_size} rows, the tokens {len(tokens)}; use state.select(rows)")
         if self.context is not None and at + tokens.shape[1] > self.context:
             raise ValueError(
-                f"the context is {self.context} tokens, {at + tokens.shape[1]} are needed; "
-                "keep the newest ones and start a new state"
+                f"the context is {self.context}, {at + tokens.shape[1]} tokens are needed; start anew with the newest"
             )
         return at
 

@@ -216,6 +216,7 @@ class RecurrentModel(LanguageModel):
     Config = RecurrentConfig
     StateType: ClassVar[type[RecurrentState]] = RecurrentState
     Layer: ClassVar[type[Recurrence]]
+    read_as_tensors = ("recurrence.input", "recurrence.recurrent")
 
     def __init__(self, config: RecurrentConfig) -> None:
         super().__init__()

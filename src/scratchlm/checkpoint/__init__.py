@@ -3,13 +3,16 @@
 from scratchlm.checkpoint.folder import MODEL, OPTIMIZER, Checkpoint, RunFolder, read_tensors
 from scratchlm.checkpoint.weights import (
     build_model,
+    find_base,
     fitting_weights,
     is_finite,
+    lay_adapter,
     load,
     load_checkpoint,
     meta_model,
     plain_weights,
     restore_weights,
+    starting_model,
 )
 
 __all__ = [
@@ -18,12 +21,15 @@ __all__ = [
     "Checkpoint",
     "RunFolder",
     "build_model",
+    "find_base",
     "fitting_weights",
     "is_finite",
+    "lay_adapter",
     "load",
     "load_checkpoint",
     "meta_model",
     "plain_weights",
     "read_tensors",
     "restore_weights",
+    "starting_model",
 ]

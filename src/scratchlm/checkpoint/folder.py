@@ -3,11 +3,12 @@
     config.json  tokenizer.json  manifest.json  metrics.jsonl  samples.txt  loss.svg  loss.png  data/
     checkpoints/step_000500/{model.safetensors, optimizer.safetensors, state.json}   last  best
 
-A run that was imported has no data, metrics and pictures: a tokenizer, weights at step 0, and where they come from.
+A run that was imported, or merged, has no data, metrics and pictures: a tokenizer, weights at step 0, and where they
+come from. A run with an adapter keeps the adapter alone: its base's weights stay in the base's folder.
 
 Nothing is pickled. A checkpoint is written beside its place, synced and renamed: a folder that has its name is whole.
-Every file that is read is bound to the run: config.json names it and the hashes of its tokenizer and tokens, each
-state.json names it again, with the hashes of its tensors and of the metrics up to there.
+Every file that is read is bound to the run: config.json names it and the hashes of its tokenizer, its tokens and its
+base's weights, each state.json names it again, with the hashes of its tensors and of the metrics up to there.
 """
 
 import hashlib
@@ -32,12 +33,12 @@ from scratchlm.config import RunConfig, make_config, settings_of
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, read_shards
 from scratchlm.errors import InputError
-from scratchlm.files import file_sha256, read_json, replace_file, sync, write_json
+from scratchlm.files import file_sha256, new_folder, read_json, replace_file, sync, write_json
 from scratchlm.tokenizers import Tokenizer
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 _NAME = re.compile(r"step_(\d{6,})")
-_BINDINGS = ("run", "tokenizer_sha256", "data_checksum")  # what config.json has besides settings
+_BINDINGS = ("run", "tokenizer_sha256", "data_checksum", "base_sha256")  # what config.json has besides settings
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -80,8 +81,13 @@ class Checkpoint:
             if found != hashes.get(name):
                 raise InputError(f"{file} is damaged: its sha256 is not the one in state.json")
 
+    @property
+    def sha256(self) -> str:
+        """The hash of the model's tensors, as written down when they were saved."""
+        return self.state()["sha256"].get(MODEL, "")
+
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors by name."""
+        """The model's tensors by name; of a run with an adapter the adapter's."""
         return read_tensors(self.path / MODEL)
 
     def optimizer(self) -> dict[str, Tensor]:
@@ -108,11 +114,29 @@ class RunFolder:
             raise InputError(f"{path} {what}; give the folder that scratchlm train wrote, such as runs/gpt")
         return run
 
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        weights: Mapping[str, Tensor],
+        manifest: Mapping[str, Any],
+    ) -> "RunFolder":
+        """A new run of weights from elsewhere, without a text. Raises InputError where the folder cannot be written."""
+        with new_folder(folder) as beside:
+            run = cls(beside)
+            tokenizer.save(beside / "tokenizer.json")
+            run.write_config(config, "")
+            write_json(beside / "manifest.json", manifest)
+            run.save(0, weights, {}, {"best_step": None, "best_loss": None, "val_loss": None})
+        return cls(folder)
+
     def _root(self) -> dict[str, Any]:
         root = read_json(self.path / "config.json")
         if not all(isinstance(root.get(name), str) for name in _BINDINGS):
             raise InputError(
-                f"{self.path / 'config.json'} is damaged: it does not name the run, its tokenizer and data"
+                f"{self.path / 'config.json'} is damaged: it does not name the run, its tokenizer, data and base"
             )
         return root
 
@@ -120,13 +144,17 @@ class RunFolder:
         """The run's settings."""
         return make_config({name: value for name, value in self._root().items() if name not in _BINDINGS})
 
-    def write_config(self, config: RunConfig, data_checksum: str | None = None) -> None:
-        """Write the run's settings; of a new run, with the checksum of its tokens, empty where it has none."""
+    def write_config(self, config: RunConfig, data_checksum: str | None = None, base_sha256: str = "") -> None:
+        """Write the run's settings; of a new run, with the checksum of its tokens and the hash of its base's weights.
+
+        Either is empty where it has none.
+        """
         if data_checksum is None:
             bindings = {name: self._root()[name] for name in _BINDINGS}
         else:
             tokenizer = tokenizers.load(self.path / "tokenizer.json")
-            bindings = dict(zip(_BINDINGS, (uuid.uuid4().hex, tokenizer.sha256, data_checksum), strict=True))
+            values = (uuid.uuid4().hex, tokenizer.sha256, data_checksum, base_sha256)
+            bindings = dict(zip(_BINDINGS, values, strict=True))
         write_json(self.path / "config.json", {**settings_of(config), **bindings})
 
     def tokenizer(self) -> Tokenizer:
@@ -139,13 +167,18 @@ class RunFolder:
 
     @property
     def is_imported(self) -> bool:
-        """Whether the run has weights from elsewhere, and no text of its own."""
+        """Whether the run has weights from elsewhere, a folder or a merge, and no text of its own."""
         return not self._root()["data_checksum"]
 
+    @property
+    def base_sha256(self) -> str:
+        """The hash of the weights that the run started from; empty where it has no base."""
+        return self._root()["base_sha256"]
+
     def splits(self) -> dict[str, Tokens]:
-        """The run's tokens by split. Raises InputError where it has none, since it was imported."""
+        """The run's tokens by split. Raises InputError where it has none, since it was imported or merged."""
         if self.is_imported:
-            raise InputError(f"{self.path} was imported, and has no text of its own; give one, with --data or --text")
+            raise InputError(f"{self.path} has weights from elsewhere and no text; give one, with --data or --text")
         return read_shards(self.path / "data", self.tokenizer(), self._root()["data_checksum"])
 
     def pairs(self) -> dict[str, Pairs]:

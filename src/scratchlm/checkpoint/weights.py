@@ -1,5 +1,6 @@
 """Models out of a run's folder: built, given the weights of a checkpoint or the mean of several."""
 
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 from scratchlm.checkpoint.folder import MODEL, Checkpoint, RunFolder
 from scratchlm.config import RunConfig
 from scratchlm.errors import InputError
+from scratchlm.lora import Matrix, adapt, fold, trained_tensors
 from scratchlm.model import LanguageModel
 from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
@@ -51,8 +53,11 @@ def mean_weights(several: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def fitting_weights(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights of a checkpoint. Raises InputError where they are not this model's, or are no numbers."""
-    weights, own = checkpoint.weights(), model.state_dict()
+    """The weights of a checkpoint. Raises InputError where they are not this model's, or are no numbers.
+
+    Of a model with an adapter they are the adapter's.
+    """
+    weights, own = checkpoint.weights(), trained_tensors(model)
     for name in sorted(own.keys() | weights.keys()):
         ours, theirs = own.get(name), weights.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
@@ -63,38 +68,101 @@ def fitting_weights(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, T
     return weights
 
 
-def plain_weights(run: RunFolder, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights of the run's architecture by itself, from a checkpoint that was verified."""
-    return fitting_weights(meta_model(run.config()), checkpoint)
-
-
-def restore_weights(model: LanguageModel, *checkpoints: Checkpoint) -> None:
-    """Give a model the weights of a checkpoint, or the mean of those of several, the oldest first.
+def restore_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
+    """Give a model the weights of a checkpoint, or its adapter those of one.
 
     Raises InputError where they do not fit, or are no numbers.
     """
-    weights = (fitting_weights(model, checkpoint) for checkpoint in checkpoints)
-    model.load_state_dict(next(weights) if len(checkpoints) == 1 else mean_weights(weights))
+    model.load_state_dict(fitting_weights(model, checkpoint), strict=False)  # all that is trained, and nothing else
+
+
+def find_base(run: RunFolder, moved: str | Path | None = None) -> Checkpoint:
+    """The checkpoint that a run started from, verified. `moved`: the folder of its run, if it is elsewhere by now.
+
+    Raises InputError where it is not there, or no longer, or is another one.
+    """
+    named = run.config().base
+    if named is None:
+        raise InputError(f"{run.path} has no base: its weights are all in it")
+    folder = Path(os.path.normpath(run.path / named)) if moved is None else Path(moved)
+    try:
+        found = RunFolder.open(folder).checkpoints()
+    except InputError as error:
+        raise InputError(
+            f"{run.path} needs its base, which is not where it was ({error}); name it: --base DIR"
+        ) from error
+    for checkpoint in reversed(found):
+        if checkpoint.sha256 == run.base_sha256:
+            checkpoint.verify(MODEL)
+            return checkpoint
+    raise InputError(
+        f"{run.path} is for another base than {folder}: no checkpoint there has the weights with the sha256 "
+        f"{run.base_sha256[:12]}..., or no longer; name the right folder with --base DIR"
+    )
+
+
+def starting_model(run: RunFolder, base: str | Path | None = None) -> LanguageModel:
+    """A run's model before its first step: drawn, or with its base's weights and, if it trains one, a fresh adapter.
+
+    Raises InputError as `find_base` does, and where the adapter does not fit the model.
+    """
+    config = run.config()
+    model = build_model(config)
+    if config.base is not None:
+        model.load_state_dict(fitting_weights(model, find_base(run, base)))
+        lay_adapter(model, config)
+    return model
+
+
+def lay_adapter(model: LanguageModel, config: RunConfig) -> list[Matrix]:
+    """Lay a run's adapter beside a model, if it has one, and return what it adapts.
+
+    Raises InputError where it does not fit.
+    """
+    try:
+        return [] if config.lora is None else adapt(model, config.lora)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
+def plain_weights(run: RunFolder, checkpoint: Checkpoint, base: str | Path | None = None) -> dict[str, Tensor]:
+    """The weights of the run's architecture by itself, an adapter's changes in them, from a verified checkpoint."""
+    if run.config().lora is None:
+        return fitting_weights(meta_model(run.config()), checkpoint)
+    model = starting_model(run, base)
+    restore_weights(model, checkpoint)
+    fold(model)
+    return model.state_dict()
 
 
 def load(
-    path: str | Path, checkpoint: str = "last", device: torch.device | str = "cpu", average: int = 1
+    path: str | Path,
+    checkpoint: str = "last",
+    device: torch.device | str = "cpu",
+    average: int = 1,
+    base: str | Path | None = None,
 ) -> tuple[LanguageModel, Tokenizer]:
     """The model and the tokenizer of a run, ready to be used: weights only, no pickle.
 
     `checkpoint` is "last", "best" or a step. A damaged newest checkpoint is passed over with a warning.
     `average`: the mean of the weights of so many checkpoints, the newest up to that one.
-    Raises InputError where the folder is no run, is damaged, or has fewer checkpoints than are to be averaged.
+    `base`: where the base of an adapter's run is, if it has moved. The adapter's changes are in the model's weights.
+    Raises InputError where the folder is no run, is damaged, has fewer checkpoints than are to be averaged, or lacks
+    its base.
     """
     run = RunFolder.open(path)
     found, damaged = run.find(checkpoint)
     for message in damaged:
         warnings.warn(f"{message}; the checkpoint of step {found.step} is used", stacklevel=2)
-    return load_checkpoint(run, found, device, average)
+    return load_checkpoint(run, found, device, average, base)
 
 
 def load_checkpoint(
-    run: RunFolder, checkpoint: Checkpoint, device: torch.device | str, average: int = 1
+    run: RunFolder,
+    checkpoint: Checkpoint,
+    device: torch.device | str,
+    average: int = 1,
+    base: str | Path | None = None,
 ) -> tuple[LanguageModel, Tokenizer]:
     """The model and the tokenizer of a checkpoint that was verified; those averaged with it are verified here."""
     config, tokenizer = run.config(), run.tokenizer()
@@ -105,5 +173,6 @@ def load_checkpoint(
     for older in averaged[:-1]:
         older.verify(MODEL)
     model = build_model(config)
-    restore_weights(model, *averaged)
+    weights = (plain_weights(run, one, base) for one in averaged)
+    model.load_state_dict(next(weights) if average == 1 else mean_weights(weights))
     return model.to(device).eval(), tokenizer

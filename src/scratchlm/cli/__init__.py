@@ -15,6 +15,8 @@ from scratchlm.errors import InputError
 
 COMMANDS = {
     "train": "Train an architecture: scratchlm train gpt. With --help behind it: all settings.",
+    "finetune": "Train a model further on another text: all of it, or an adapter beside it (LoRA).",
+    "merge": "Put an adapter into its base's weights: a plain run.",
     "resume": "Go on with a run that was stopped, or train a finished one for longer.",
     "sample": "Let a trained model write.",
     "translate": "Translate with a model that learned from pairs of source and target.",
@@ -42,7 +44,7 @@ def root() -> App:
     for name, summary in COMMANDS.items():
         module = f"{name}_" if iskeyword(name) else name
         place = f"scratchlm.cli.{module}:{'app' if name in GROUPS else 'command'}"
-        passes_on = {"help_flags": [], "version_flags": []} if name == "train" else {}
+        passes_on = {"help_flags": [], "version_flags": []} if name in ("finetune", "train") else {}
         app.command(place, name=name, help=summary, **passes_on)
     return app
 

@@ -35,6 +35,7 @@ def command(
     length_penalty: float = LENGTH_PENALTY,
     checkpoint: str = "last",
     average: Int = 1,
+    base: str | None = None,
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -67,6 +68,8 @@ def command(
         last, best, or a step.
     average
         Take the mean of the weights of so many checkpoints, the newest up to that one.
+    base
+        Of an adapter: the folder of its base, if that is no longer where it was.
     device
         auto, cpu, cuda or mps.
     json_
@@ -81,7 +84,7 @@ def command(
     config = run.config()
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
-    model, tokenizer = load_checkpoint(run, found, chosen, average)
+    model, tokenizer = load_checkpoint(run, found, chosen, average, base)
     given: Tokens | Pairs
     if (source is None) != (target is None) or (source is not None and data is not None):
         raise InputError("give other pairs as --source FILE with --target FILE, or as --data, and not as both")

@@ -10,12 +10,24 @@ from typing import Annotated, Any
 import docstring_parser
 from cyclopts import Parameter
 
-from scratchlm.config import OptimConfig, RunConfig
+from scratchlm.config import LoRAConfig, OptimConfig, RunConfig
 from scratchlm.errors import InputError
 from scratchlm.models import MODELS
 
 # no flags: given otherwise, found out, or never chosen
-HIDDEN = {"arch", "preset", "model", "optim", "horizon", "pairs", "model.vocab_size"}
+HIDDEN = {
+    "arch",
+    "base",
+    "horizon",
+    "lora",
+    "lora.alphas",
+    "lora.ranks",
+    "model",
+    "model.vocab_size",
+    "optim",
+    "pairs",
+    "preset",
+}
 
 
 def whole_number(hint: Any, tokens: Sequence[Any]) -> int:
@@ -40,6 +52,7 @@ def _flag(name: str, hint: Any, about: str | None, group: str, default: Any = No
         group=group,
         show_default=(lambda _: shown) if default is not None else False,
         negative_iterable=(),
+        consume_multiple=hint == tuple[str, ...] | None,
     )
     annotation = Annotated[hint | None, parameter]
     return inspect.Parameter(
@@ -67,6 +80,19 @@ def train_flags(arch: str, settings: Mapping[str, Any]) -> list[inspect.Paramete
         *config_flags(RunConfig, "", "Run", settings),
         *config_flags(MODELS[arch].Config, "model.", "Model", settings.get("model", {})),
         *config_flags(OptimConfig, "optim.", "Optimizer", settings.get("optim", {})),
+    ]
+
+
+def finetune_flags(settings: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """All flags of `scratchlm finetune DIR`."""
+    of_the_base = {"preset", "tokenizer", "vocab_size"}
+    return [
+        _flag("out", str, "The new run's folder; without it DIR-tuned or DIR-lora, or the next that is free.", "Run"),
+        _flag("checkpoint", str, "The checkpoint to start from: last, best, or a step.", "Run", "last"),
+        *(flag for flag in config_flags(RunConfig, "", "Run", settings) if flag.name not in of_the_base),
+        _flag("lora", bool, "Train an adapter and leave the model's weights as they are.", "LoRA"),
+        *config_flags(LoRAConfig, "lora.", "LoRA", {}),
+        *config_flags(OptimConfig, "optim.", "Optimizer", settings["optim"]),
     ]
 
 

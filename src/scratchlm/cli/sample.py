@@ -37,6 +37,7 @@ def command(
     strength: OptionalInt = None,
     checkpoint: str = "last",
     average: Int = 1,
+    base: str | None = None,
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -78,6 +79,8 @@ def command(
         last, best, or a step.
     average
         Take the mean of the weights of so many checkpoints, the newest up to that one.
+    base
+        Of an adapter: the folder of its base, if that is no longer where it was.
     device
         auto, cpu, cuda or mps.
     json_
@@ -101,7 +104,7 @@ def command(
     chosen, _ = runtime.choose_device(device)
     texts = [_prompt(text) for text in prompt or [""]]
     found, damaged = run.find(checkpoint)
-    model, tokenizer = load_checkpoint(run, found, chosen, average)
+    model, tokenizer = load_checkpoint(run, found, chosen, average, base)
     steered = None if plan is None else plan.apply(model, tokenizer)
     prompts = [text for text in texts for _ in range(samples)]
     writers = {

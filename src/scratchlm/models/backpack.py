@@ -271,6 +271,7 @@ class Backpack(LanguageModel):
     Config = BackpackConfig
     StateType = BackpackState
     has_senses = True
+    read_as_tensors = ("senses_mlp.output",)
 
     def __init__(self, config: BackpackConfig) -> None:
         super().__init__()
@@ -361,6 +362,7 @@ def _openwebtext(dim: int, depth: int, heads: int) -> dict[str, object]:
     }
 
 
+Backpack.fused = {"query_key_value": ("query", "key", "value"), "query_key": ("query", "key")}
 Backpack.presets = {
     "laptop": {
         "tokenizer": "bpe",

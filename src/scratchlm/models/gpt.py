@@ -249,6 +249,7 @@ def _gpt2(dim: int, depth: int, heads: int, lr: float) -> dict[str, object]:
     }
 
 
+GPT.fused = {"query_key_value": ("query", "key", "value")}
 GPT.presets = {
     "laptop": {  # about four minutes on two cores; a CPU computes the exact GELU five times faster than the tanh one
         "steps": 3000,

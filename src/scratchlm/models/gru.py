@@ -116,6 +116,7 @@ class GRU(RecurrentModel):
     Layer = GatedRecurrentUnit
 
 
+GRU.fused = dict.fromkeys(("recurrence.input", "recurrence.recurrent"), ("r", "z", "n"))
 GRU.presets = {
     "laptop": {  # sized for four minutes on two cores
         "steps": 1600,

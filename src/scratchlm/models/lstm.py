@@ -120,6 +120,7 @@ class LSTM(RecurrentModel):
     Layer = LongShortTermMemory
 
 
+LSTM.fused = dict.fromkeys(("recurrence.input", "recurrence.recurrent"), ("i", "f", "g", "o"))
 LSTM.presets = {
     "laptop": {  # sized for four minutes on two cores
         "steps": 1400,

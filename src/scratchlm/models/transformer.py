@@ -375,6 +375,7 @@ def _paper(steps: int, dim: int, heads: int, dropout: float) -> dict[str, object
     }
 
 
+Transformer.fused = {"query_key_value": ("query", "key", "value"), "key_value": ("key", "value")}
 Transformer.presets = {
     "cmudict": {  # 23 minutes on two cores; what it was chosen from is in docs/transformer.md
         "data": "cmudict",

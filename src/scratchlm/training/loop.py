@@ -24,6 +24,7 @@ from scratchlm.checkpoint import (
     build_model,
     is_finite,
     restore_weights,
+    starting_model,
 )
 from scratchlm.config import RunConfig
 from scratchlm.data.pair_batches import Pairs
@@ -31,6 +32,7 @@ from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.evaluation import Score, carried_loss, evaluate
 from scratchlm.generation import Sampling, stream
+from scratchlm.lora import size, trained_tensors
 from scratchlm.model import State
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training.material import training_batches
@@ -81,12 +83,13 @@ class _Trainer:
         self.data: Mapping[str, Tokens | Pairs] = run.pairs() if config.pairs else run.splits()
         self.device, _ = runtime.choose_device(config.device)
         runtime.seed_everything(config.seed)
-        self.model = build_model(config).to(self.device)
+        fresh = config.lora is not None or not run.checkpoints()  # else its base is needed no more
+        self.model = (starting_model(run) if fresh else build_model(config)).to(self.device)
         self.window = config.training_window
         self.batches = training_batches(config, self.data["train"])
         self.token_lengths = self.tokenizer.token_lengths()
         self.optimizer = make_optimizer(self.model, config.optim)
-        self.parameters = list(self.model.parameters())
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.step_module = TrainingStep(self.model, config.carry, config.label_smoothing)
         self.states: list[State | None] = [None] * config.accumulate  # what each part of a batch carries to the next
         self.at = _Position()
@@ -100,9 +103,10 @@ class _Trainer:
 
     def check_disk(self) -> None:
         """Refuse to begin what the disk cannot hold: weights and two moments, for all that is kept and one more."""
-        size = sum(parameter.nbytes for parameter in self.parameters)
+        needed = size(self.model)
         there = sum(file.stat().st_size for saved in self.run.checkpoints() for file in saved.path.iterdir())
-        need, free = 3 * size * (self.config.keep + 2) - there, shutil.disk_usage(self.run.path).free
+        each = needed.saved_bytes + needed.optimizer_bytes
+        need, free = each * (self.config.keep + 2) - there, shutil.disk_usage(self.run.path).free
         if free < need:
             raise InputError(
                 f"the checkpoints need {need / 1e6:,.0f} MB in {self.run.path}, and {free / 1e6:,.0f} MB are free; "
@@ -144,7 +148,7 @@ class _Trainer:
         tensors = optimizer_tensors(self.model, self.optimizer)
         tensors |= {f"random|{name}": state for name, state in runtime.random_state().items()}
         tensors |= {f"carried|{name}": tensor for name, tensor in state_tensors(self.states).items()}
-        self._saved = self.run.save(self.at.step, self.model.state_dict(), tensors, self.state())
+        self._saved = self.run.save(self.at.step, trained_tensors(self.model), tensors, self.state())
         self.run.prune(self.config.keep, self.at.best_step)
         self._saved_at = time.perf_counter()
         return Saved(step=self.at.step)
@@ -209,7 +213,7 @@ class _Trainer:
             step=self.at.step,
             config=self.config,
             device=str(self.device),
-            parameters=sum(parameter.numel() for parameter in self.parameters),
+            parameters=size(self.model).parameters,
             train_tokens=train.total_tokens if isinstance(train, Pairs) else len(train),
             epochs=self.batches.epochs(self.config.steps),
         )

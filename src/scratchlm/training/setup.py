@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from scratchlm import runtime, tokenizers
-from scratchlm.checkpoint import RunFolder, build_model, meta_model
-from scratchlm.config import RunConfig, make_config
+from scratchlm.checkpoint import Checkpoint, RunFolder, build_model, lay_adapter, meta_model
+from scratchlm.config import RunConfig, make_config, settings_of
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, write_shards
 from scratchlm.errors import InputError
 from scratchlm.files import is_taken, new_folder, write_json
+from scratchlm.lora import size
 from scratchlm.model import State
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
@@ -24,6 +25,8 @@ from scratchlm.training.material import are_pairs, as_pairs, read_parallel, read
 from scratchlm.training.optim import make_optimizer
 from scratchlm.training.step import TrainingStep, update
 
+ADAPTER_LR, TUNING_LR = 2e-4, 2e-5  # highest rates for weights from elsewhere; Hu et al. 2021, tables 9 and 12
+TUNED_SHARE = 0.3  # of the base's highest rate, for training all of it further
 TRANSLATING = 2.0  # what scoring and translating pairs takes, as a share of training on as many
 
 
@@ -35,16 +38,32 @@ def free_folder(name: str) -> Path:
     return folder
 
 
+def finetune_settings(base: RunConfig, imported: bool, adapted: bool) -> dict[str, Any]:
+    """The settings of a run that starts from another's weights: what is the model's own, and rates for what it learns.
+
+    Batches are the base's; of an imported one, which brings none, small enough for a laptop.
+    """
+    kept = ("arch", "model", "tokenizer", "errors", "batch_tokens", "label_smoothing", "window", "carry", "accumulate")
+    settings = {name: value for name, value in settings_of(base).items() if name in (*kept, "batch_size", "optim")}
+    if imported:
+        settings |= {"batch_size": 4, "window": min(getattr(base.model, "context", None) or 256, 256)}
+    lr = (ADAPTER_LR if adapted else TUNING_LR) if imported else base.optim.lr * (1.0 if adapted else TUNED_SHARE)
+    optim = {**settings["optim"], "schedule": "cosine", "lr": lr, "min_lr": lr / 10, "warmup": 20}
+    return {**settings, "optim": optim, "steps": 500, "eval_every": 100}
+
+
 def create_run(
     settings: Mapping[str, Any],
     folder: Path,
     fit_seconds: float | None = None,
     follow: Callable[[Generator[Learning, None, Tokenizer]], Tokenizer] = tokenizers.exhaust,
+    base: tuple[RunFolder, Checkpoint] | None = None,
 ) -> tuple[RunFolder, RunConfig]:
     """The folder of a new run, ready to be trained, and its settings as asked for.
 
     `fit_seconds`: where this machine would need much longer, the run gets fewer steps, which its config.json says.
     `follow` takes the tokenizer's training to its end, and may show how far it is.
+    `base`: whose weights it starts from and whose tokenizer it has; the settings have the base's shape.
     Raises InputError for bad settings or text, and for a folder that is there already; nothing is left behind then.
     """
     if is_taken(folder):
@@ -58,14 +77,15 @@ def create_run(
     require_logger(config.logger)
 
     material = read_parallel(config) if config.pairs else read_text(config)
-    tokenizer = follow(material.learn_tokenizer(config))
-    if asked_size not in (None, tokenizer.vocab_size):
+    tokenizer = follow(material.learn_tokenizer(config)) if base is None else base[0].tokenizer()
+    if base is None and asked_size not in (None, tokenizer.vocab_size):
         raise InputError(
             f"model.vocab_size is {asked_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
             "leave it out, or give the tokenizer's file with --tokenizer"
         )
-    shape = replace(config.model, vocab_size=tokenizer.vocab_size)
-    asked = config = replace(config, model=shape)
+    if base is None:  # an imported base may have rows that stand for no token
+        config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
+    asked = config
     check_memory(config)
     tokens = material.tokenize(tokenizer, config)
 
@@ -78,16 +98,18 @@ def create_run(
     with new_folder(folder) as beside:
         checksum = write_shards(beside / "data", tokens, tokenizer)
         tokenizer.save(beside / "tokenizer.json")
-        RunFolder(beside).write_config(config, checksum)
+        RunFolder(beside).write_config(config, checksum, "" if base is None else base[1].sha256)
         write_json(beside / "manifest.json", {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions()})
     return RunFolder(folder), asked
 
 
 def check_memory(config: RunConfig) -> None:
     """Refuse a model whose weights, gradients and two moments, or whose batch, this machine cannot hold."""
-    size = sum(parameter.nbytes for parameter in meta_model(config).parameters())
+    model = meta_model(config)
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    lay_adapter(model, config)
     batch = config.batch_tokens if config.pairs else config.batch_size * config.training_window
-    need = 4 * size + 8 * batch
+    need = weights + size(model).optimizer_bytes * 3 // 2 + 8 * batch
     there = runtime.memory_bytes()
     if there is not None and need > there:
         raise InputError(
@@ -101,7 +123,9 @@ def seconds_per_step(config: RunConfig, train: Tokens | Pairs, device: torch.dev
 
     They are those of a model that is thrown away.
     """
-    model = build_model(config).to(device)
+    model = build_model(config)
+    lay_adapter(model, config)
+    model.to(device)
     module, optimizer = TrainingStep(model, config.carry, config.label_smoothing), make_optimizer(model, config.optim)
     batches, times = training_batches(config, train), []
     states: list[State | None] = [None] * config.accumulate

@@ -16,7 +16,7 @@ from scratchlm import runtime
 from scratchlm.checkpoint import Checkpoint, RunFolder, meta_model, plain_weights
 from scratchlm.config import RunConfig, make_config
 from scratchlm.errors import InputError
-from scratchlm.files import file_sha256, new_folder, sync, write_json
+from scratchlm.files import file_sha256, new_folder, sync
 from scratchlm.interop.hub.backpack import BACKPACK
 from scratchlm.interop.hub.files import CONFIG, SAFETENSORS, TOKENIZER, TensorFiles, read_config
 from scratchlm.interop.hub.gpt2 import GPT2
@@ -75,14 +75,9 @@ def import_run(
         weights = {ours: our_tensor(tensors[at.name], at, tuple(expected[ours].shape)) for ours, at in places.items()}
     dtypes = frozenset(tensors[place.name].dtype for place in places.values())
     source = {"folder": str(path), "sha256": {part.name: file_sha256(part) for part in tensors.parts}}
-    with new_folder(folder) as beside:
-        run = RunFolder(beside)
-        tokenizer.save(beside / "tokenizer.json")
-        run.write_config(config, "")
-        described = {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions(), "imported": source}
-        write_json(beside / "manifest.json", described)
-        run.save(0, weights, {}, {"best_step": None, "best_loss": None, "val_loss": None})
-    return Imported(run=RunFolder(folder), config=config, tokenizer=tokenizer, file=tensors.file, dtypes=dtypes)
+    manifest = {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions(), "imported": source}
+    run = RunFolder.create(folder, config, tokenizer, weights, manifest)
+    return Imported(run=run, config=config, tokenizer=tokenizer, file=tensors.file, dtypes=dtypes)
 
 
 def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
