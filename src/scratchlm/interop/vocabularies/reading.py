@@ -291,7 +291,7 @@ def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer
         "a prefix inside words": bool(model.get("continuing_subword_prefix")),
         "a suffix at the end of words": bool(model.get("end_of_word_suffix")),
         f"the normalizer {kind('normalizer')}": kind("normalizer") is not None,
-        f"the post-processor {kind('post_processor')}": kind("post_processor") not in (None, "ByteLevel"),
+        f"the post-processor {kind('post_processor')}": not _adds_nothing(content.get("post_processor")),
         f"the decoder {kind('decoder')}": kind("decoder") not in (None, "ByteLevel"),
         "truncation": content.get("truncation") is not None,
         "padding": content.get("padding") is not None,
@@ -315,6 +315,16 @@ def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer
     vocabulary = {name: number for name, number in model["vocab"].items() if name not in special}
     merges, order = _by_name(path, vocabulary, pairs, whole_chunks=bool(model.get("ignore_merges")))
     return _made(path, merges, pattern=pattern, byte_order=order, special_tokens=special)
+
+
+def _adds_nothing(processor: Mapping[str, Any] | None) -> bool:
+    """Whether a post-processor leaves the ids of a text as they are.
+
+    transformers 5 writes a TemplateProcessing for each GPT-2, in which there is the text and nothing else.
+    """
+    if processor is not None and processor["type"] == "TemplateProcessing":
+        return [list(piece) for piece in processor.get("single", ())] == [["Sequence"]]
+    return processor is None or processor["type"] == "ByteLevel"
 
 
 def _refuse(path: Path, feature: str) -> NoReturn:
