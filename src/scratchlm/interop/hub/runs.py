@@ -21,6 +21,7 @@ from scratchlm.errors import InputError
 from scratchlm.files import file_sha256, new_folder, sync, write_json
 from scratchlm.interop.hub.backpack import BACKPACK
 from scratchlm.interop.hub.layout import Layout
+from scratchlm.interop.vocabularies import write_hub_tokenizer
 from scratchlm.tokenizers import Tokenizer
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
@@ -101,6 +102,7 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
     tensors = layout.theirs(plain_weights(run, checkpoint), config.model.depth)
     with new_folder(folder) as beside:
         (beside / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_hub_tokenizer(run.tokenizer(), beside, config.model.context)
         try:
             save_file(tensors, beside / SAFETENSORS, {"format": "pt"})
         except SafetensorError as error:  # what it makes of a full disk
