@@ -12,12 +12,13 @@ What a file cannot say, or what is said in one that this tokenizer does not do, 
 from scratchlm.interop.vocabularies.published import PUBLISHED
 from scratchlm.interop.vocabularies.reading import import_vocabulary, named_vocabulary
 from scratchlm.interop.vocabularies.shared import FORMATS
-from scratchlm.interop.vocabularies.tokenizer_json import write_hub_tokenizer
+from scratchlm.interop.vocabularies.tokenizer_json import byte_level_names, write_hub_tokenizer
 from scratchlm.interop.vocabularies.writing import export_vocabulary
 
 __all__ = [
     "FORMATS",
     "PUBLISHED",
+    "byte_level_names",
     "export_vocabulary",
     "import_vocabulary",
     "named_vocabulary",
