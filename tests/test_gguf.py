@@ -1,10 +1,13 @@
 """A GPT in llama.cpp's file: transformers reads the same model and tokenizer from it; what would differ is refused.
 
-That llama.cpp itself opens it was tried once, with the package cyllama 0.2.18: docs/export.md has the figures.
+llama.cpp itself opens it in the slow test, as the package cyllama brings it.
 """
 
 import functools
+import json
+import random
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from hypothesis import example, given, settings
 from scratchlm.checkpoint import RunFolder, build_model
 from scratchlm.cli import main
 from scratchlm.config import make_config
+from scratchlm.data.corpora import pip_install
 from scratchlm.interop.gguf import export_gguf
 from scratchlm.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer
 from test_hub_tokenizer import ANY, PIECES, TEXT
@@ -136,6 +140,72 @@ def test_the_file_says_what_llama_cpp_asks_for(exported):
         "blk.1.ffn_down": block.mlp.output,
     }.items():
         assert torch.equal(arrays[f"{name}.weight"], expected.weight), "as it lies here"
+
+
+LLAMA_CPP = """
+import json, sys
+from cyllama.llama import llama_cpp
+
+file, asked = sys.argv[1], json.load(sys.stdin)
+
+class Model(llama_cpp.LlamaModel):
+    n_vocab = asked["rows"]  # which 0.2.18 forgets, and then looks for
+
+model = Model(path_model=file, verbose=False)
+vocabulary, settings = model.get_vocab(), llama_cpp.LlamaContextParams()
+settings.n_ctx = settings.n_batch = settings.n_ubatch = 64
+settings.n_threads = settings.n_threads_batch = 1
+settings.flash_attn_type = settings.type_k = settings.type_v = 0  # off, and a cache in float32
+context = llama_cpp.LlamaContext(model=model, params=settings, verbose=False)
+
+def logits(ids):
+    context.kv_cache_clear(True)
+    batch = llama_cpp.LlamaBatch(n_tokens=len(ids), embd=0, n_seq_max=1)
+    for at, token in enumerate(ids):
+        batch.add(token, at, [0], at == len(ids) - 1)
+    context.decode(batch)
+    return list(context.get_logits())
+
+print(json.dumps({
+    "rows": vocabulary.n_vocab,
+    "ends": [vocabulary.token_bos(), vocabulary.token_eos(), vocabulary.token_eot()],
+    "ids": [[list(vocabulary.tokenize(text, True, special)) for text in asked["texts"]] for special in (False, True)],
+    "logits": [logits(asked["ids"][: at + 1]) for at in range(len(asked["ids"]))],
+}))
+"""
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_llama_cpp_opens_it(exported, tmp_path):
+    """Its GELU is a table in half precision: without what comes out of that, logits are equal to 1e-5."""
+    ours, model, folder = exported
+    silent, quiet = make_run(tmp_path / "silent", ours, bias=model.config.bias)
+    for block in quiet.blocks:
+        block.mlp.output.weight.zero_()
+    silent.save(4, quiet.state_dict(), {}, {"best_step": None, "best_loss": None, "val_loss": None})
+    export_gguf(silent, silent.find("last")[0], tmp_path / "out")
+    pip_install("cyllama==0.2.18", str(tmp_path / "package"))
+
+    chance = random.Random(0)
+    drawn = ["".join(chance.choices(PIECES, k=chance.randrange(1, 25))) for _ in range(3000)]
+    texts = [text for text in [TEXT, *drawn] if "\0" not in text]  # where its strings end
+    ids = torch.randint(ROWS, (CONTEXT,), generator=torch.Generator().manual_seed(0))
+    asked = json.dumps({"rows": ROWS, "texts": texts, "ids": ids.tolist()})
+    for file, known, tolerance in ((folder, model, 5e-3), (tmp_path / "out", quiet, 1e-5)):
+        done = subprocess.run(
+            [sys.executable, "-c", LLAMA_CPP, str(file / "model.gguf")],
+            input=asked, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "package")},
+        )  # fmt: skip
+        said = json.loads(done.stdout.splitlines()[-1])
+        assert (said["rows"], said["ends"]) == (ROWS, [300, 300, 300])
+        assert said["ids"] == [
+            [ours.encode(text, allowed_special=allowed) for text in texts] for allowed in ((), "all")
+        ]
+        expected = known.readout(known(ids[None])[0])[0]
+        logits = torch.tensor(said["logits"])
+        torch.testing.assert_close(logits, expected, rtol=0, atol=tolerance)
+        assert torch.equal(logits.argmax(-1), expected.argmax(-1))
 
 
 # refused

@@ -14,7 +14,7 @@ from scratchlm.checkpoint import RunFolder, build_model
 from scratchlm.cli import main
 from scratchlm.config import make_config
 from scratchlm.errors import InputError
-from scratchlm.interop.vocabularies import write_hub_tokenizer
+from scratchlm.interop.vocabularies import import_vocabulary, write_hub_tokenizer
 from scratchlm.interop.vocabularies.tokenizer_json import NO_WORD, tokenizer_json
 from scratchlm.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, PairTokenizer, SymbolTokenizer
 from scratchlm.tokenizers.base import END_OF_TEXT
@@ -205,6 +205,13 @@ def test_what_a_tokenizer_json_cannot_say_is_refused(case, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_words_of_another_library_are_not_read(tmp_path):
+    theirs = hf.Tokenizer(hf.models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(InputError, match="has a model of the type WordLevel"):
+        import_vocabulary(tmp_path)
+
+
 # from a run
 
 
@@ -249,6 +256,8 @@ def test_the_command_for_tokenizers_writes_the_same_file(kind, here, capsys):
     assert f"tokenizer.hf.json: {ours.vocab_size} tokens" in capsys.readouterr().out
     write_hub_tokenizer(ours, here, None)
     assert Path("tokenizer.hf.json").read_bytes() == Path("tokenizer.json").read_bytes()
+    if kind != "bpe of characters":
+        assert import_vocabulary(here / "tokenizer.hf.json").to_json() == ours.to_json()
     for to in ("tiktoken", "minbpe"):
         assert main(["tokenizer", "export", "ours.json", f"--to={to}", "--out=x.model"]) == 2
         assert "export to hf, or train one of" in capsys.readouterr().err
