@@ -273,12 +273,16 @@ def test_the_command_and_its_errors(here, capsys, monkeypatch):
     assert "run-gguf is there already" in refused(capsys)
     assert "no checkpoint '7'" in refused(capsys, "--checkpoint", "7", "--out", "out")
 
+    writers = []
+
     def full(writer):
+        writers.append(writer)
         writer.fout[0].write(b"half")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
         assert "No space left on device" in refused(capsys, "--out", "out")
+        assert writers[0].fout is None, "it is closed, as Windows wants before it is deleted"
     monkeypatch.setitem(sys.modules, "gguf", None)  # as where it is not installed
     assert "pip install 'scratchlm[gguf]'" in refused(capsys, "--out", "out")

@@ -87,6 +87,7 @@ def test_what_is_known_of_it_is_the_same(opened):
     assert theirs.eos_token_id == theirs.bos_token_id == ours.end_of_text
     assert theirs.eos_token == (None if ours.end_of_text is None else END_OF_TEXT)
     assert theirs.unk_token is None
+    assert theirs.clean_up_tokenization_spaces is False  # which would take the space out of "a ."
     assert theirs.pad_token is None
     assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
