@@ -34,6 +34,10 @@ FILE = "model.gguf"
 # long s, which is no contraction there. o200k has none: gpt-4o knows capitals in ASCII only.
 PRE_TOKENIZERS = {"gpt2": "gpt-2", "gpt4": "dbrx"}
 
+REMEDY = (  # all of it, since each part takes a new training
+    "train with --model.activation gelu-tanh and a tokenizer made by scratchlm tokenizer train --pattern gpt2, or "
+    "export --to hf"
+)
 EMBEDDINGS = {"token_embedding": "token_embd", "position_embedding": "position_embd"}
 BLOCK = {
     "attention_norm": "attn_norm",
@@ -93,8 +97,7 @@ def export_gguf(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
 def _known_shape(shape: GPTConfig) -> GPTConfig:
     if shape.activation != "gelu-tanh":
         raise InputError(
-            f"the activation is {shape.activation}, and llama.cpp's gpt2 computes gelu-tanh, another function; "
-            "train with --model.activation gelu-tanh, or export --to hf"
+            f"the activation is {shape.activation}, and llama.cpp's gpt2 computes gelu-tanh, another function; {REMEDY}"
         )
     if shape.inverse_layer_scaling:
         raise InputError(
@@ -105,24 +108,23 @@ def _known_shape(shape: GPTConfig) -> GPTConfig:
 
 
 def _known_tokenizer(tokenizer: Tokenizer) -> BPETokenizer:
-    remedy = "make one with scratchlm tokenizer train --pattern gpt2 and train with it, or export --to hf"
     if not isinstance(tokenizer, BPETokenizer):
         raise InputError(
-            f"the tokenizer is one of {tokenizer.kind}, and llama.cpp's gpt2 has byte-pair encodings; {remedy}"
+            f"the tokenizer is one of {tokenizer.kind}, and llama.cpp's gpt2 has byte-pair encodings; {REMEDY}"
         )
     if tokenizer.characters is not None:
-        raise InputError(f"the tokenizer merges characters, and llama.cpp's gpt2 merges bytes; {remedy}")
+        raise InputError(f"the tokenizer merges characters, and llama.cpp's gpt2 merges bytes; {REMEDY}")
     if tokenizer.pattern not in PRE_TOKENIZERS:
         raise InputError(
             f"the tokenizer's pattern is {tokenizer.pattern}, and llama.cpp cuts text alike by "
-            f"{' and '.join(PRE_TOKENIZERS)} alone; {remedy}"
+            f"{' and '.join(PRE_TOKENIZERS)} alone; {REMEDY}"
         )
     if END_OF_TEXT not in tokenizer.special_tokens:
         raise InputError(
-            f"the tokenizer has no end-of-text token, and llama.cpp would end its texts at the token 11; {remedy}"
+            f"the tokenizer has no end-of-text token, and llama.cpp would end its texts at the token 11; {REMEDY}"
         )
     if not tokenizer.merges:
-        raise InputError(f"the tokenizer has no merges, and llama.cpp opens no vocabulary without them; {remedy}")
+        raise InputError(f"the tokenizer has no merges, and llama.cpp opens no vocabulary without them; {REMEDY}")
     return tokenizer
 
 
