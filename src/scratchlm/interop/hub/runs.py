@@ -21,7 +21,7 @@ from scratchlm.interop.hub.backpack import BACKPACK
 from scratchlm.interop.hub.files import CONFIG, SAFETENSORS, TOKENIZER, TensorFiles, read_config
 from scratchlm.interop.hub.gpt2 import GPT2
 from scratchlm.interop.hub.layout import Layout, our_tensor
-from scratchlm.interop.vocabularies import import_vocabulary
+from scratchlm.interop.vocabularies import import_vocabulary, write_hub_tokenizer
 from scratchlm.tokenizers import IdTokenizer, Tokenizer
 
 LAYOUTS = {"gpt": GPT2, "backpack": BACKPACK}
@@ -102,6 +102,7 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
     tensors = layout.theirs(plain_weights(run, checkpoint), config.model.depth)
     with new_folder(folder) as beside:
         (beside / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_hub_tokenizer(run.tokenizer(), beside, config.model.context)
         try:
             save_file(tensors, beside / SAFETENSORS, {"format": "pt"})
         except SafetensorError as error:  # what it makes of a full disk

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +13,8 @@ from scratchlm import tokenizers
 from scratchlm.errors import InputError
 from scratchlm.interop.vocabularies.published import find_published, keep, published
 from scratchlm.interop.vocabularies.shared import FORMATS, SPELLINGS, VALUES, Pair, check_oniguruma, recover_merges
-from scratchlm.tokenizers import BPETokenizer, Tokenizer
+from scratchlm.interop.vocabularies.tokenizer_json import tokenizer_json
+from scratchlm.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, SymbolTokenizer, Tokenizer
 from scratchlm.tokenizers.bpe import ByteOrder, byte_values
 from scratchlm.tokenizers.splitting import PATTERNS
 
@@ -35,6 +37,7 @@ def import_vocabulary(
 
     GPT-2's two files are given as their folder or as one of them. `pattern` and `special` are for files that do not
     say them: tiktoken's, where it is no published one, and the pattern for GPT-2's, where it is not `gpt2`.
+    Of tokenizer.json files without merges those are read that were written here.
     A published vocabulary is kept, so that it is found by its name from then on.
     Raises InputError for damaged files, and for what this tokenizer does not do.
     """
@@ -72,7 +75,7 @@ def import_vocabulary(
     if "model" not in content:
         raise InputError(f"{path} is no vocabulary that is known here; give one of {', '.join(FORMATS)} or of GPT-2")
     try:
-        return _read_tokenizer_json(path, content)
+        return _without_merges(content) or _read_tokenizer_json(path, content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -275,6 +278,20 @@ def _by_name(
     if made != sorted(made) or not set(recovered) <= set(merges):
         raise InputError(f"{path}: its merges are not in the order of the ids that they make; take another vocabulary")
     return recovered, order
+
+
+def _without_merges(content: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer of characters, symbols or bytes whose tokenizer.json this is (tokenizer_json.py), if it is one."""
+    kinds: list[Callable[[], Tokenizer]] = [ByteTokenizer]
+    if content["model"].get("type") == "WordLevel":
+        names, end = list(content["model"]["vocab"]), bool(content.get("added_tokens"))
+        kinds = [lambda: CharacterTokenizer("".join(names), end), lambda: SymbolTokenizer(names, end)]
+    for make in kinds:
+        with suppress(InputError):
+            made = make()
+            if json.loads(tokenizer_json(made)) == content:
+                return made
+    return None
 
 
 def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer:
