@@ -33,7 +33,7 @@ ALLOWED = {
     "config": {"models", "errors"},
     "checkpoint": {"checkpoint", "config", "data", "errors", "files", "model", "models", "tokenizers"},
     "interop": {
-        "checkpoint", "config", "data", "errors", "files", "interop", "models", "runtime", "tokenizers",
+        "checkpoint", "config", "data", "errors", "files", "interop", "model", "models", "runtime", "tokenizers",
     },
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},

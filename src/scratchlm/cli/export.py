@@ -8,7 +8,7 @@ from scratchlm.cli.sample import introduce
 from scratchlm.errors import InputError
 
 
-def command(directory: str, /, *, to: Literal["hf"], out: str | None = None, checkpoint: str = "last") -> int:
+def command(directory: str, /, *, to: Literal["hf", "onnx"], out: str | None = None, checkpoint: str = "last") -> int:
     """Write a run's model in the files of another library.
 
     Parameters
@@ -17,9 +17,9 @@ def command(directory: str, /, *, to: Literal["hf"], out: str | None = None, che
         The run's folder.
     to
         hf: config.json and model.safetensors as on Hugging Face's hub; of a Backpack as in stanfordnlp/backpack-gpt2,
-        whose code opens it.
+        whose code opens it. onnx: model.onnx, a graph that onnxruntime runs, with its memory as inputs and outputs.
     out
-        The new folder; without it DIR-hf.
+        The new folder; without it DIR-hf, or whatever --to names.
     checkpoint
         last, best, or a step.
     """
@@ -31,6 +31,8 @@ def command(directory: str, /, *, to: Literal["hf"], out: str | None = None, che
     match to:
         case "hf":
             from scratchlm.interop.hub import export_run as write
+        case "onnx":
+            from scratchlm.interop.onnx import export_onnx as write
     write(run, found, folder)
     introduce(run, found, damaged)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
