@@ -110,23 +110,26 @@ def over_time(step: "ModelProto") -> "ModelProto":
         return copy
 
     inner = step.graph
-    (token, *before), (scores, *after) = inner.input, inner.output
+    (token, *before), (following, *after) = inner.input, inner.output
     past = [renamed(value, f"past.{index}") for index, value in enumerate(before)]
     present = [renamed(value, f"present.{index}") for index, value in enumerate(after)]
-    scan = helper.make_node(
-        "Scan",
-        [*(value.name for value in past), "tokens"],
-        [*(value.name for value in present), "logits"],
-        body=helper.make_graph(inner.node, "step", [*before, token], [*after, scores]),
-        num_scan_inputs=1,
-        scan_input_axes=[1],
-        scan_output_axes=[1],
-    )
-    of_token, of_scores = token.type.tensor_type, scores.type.tensor_type
+    of_token, of_next = token.type.tensor_type, following.type.tensor_type
+    vocab_size = of_next.shape.dim[1].dim_value
     tokens = helper.make_tensor_value_info("tokens", of_token.elem_type, ["batch", "new"])
-    shape = ["batch", "new", of_scores.shape.dim[1].dim_value]
-    logits = helper.make_tensor_value_info("logits", of_scores.elem_type, shape)
-    graph = helper.make_graph([scan], inner.name, [tokens, *past], [logits, *present], inner.initializer)
+    logits = helper.make_tensor_value_info("logits", of_next.elem_type, ["batch", "new", vocab_size])
+    repeated = helper.make_node(
+        "Scan",
+        [*(value.name for value in past), "steps"],
+        [*(value.name for value in present), "all"],
+        body=helper.make_graph(inner.node, "step", [*before, token], [*after, following]),
+        num_scan_inputs=1,
+    )
+    nodes = [  # a Scan walks along the first axis
+        helper.make_node("Transpose", ["tokens"], ["steps"], perm=[1, 0]),
+        repeated,
+        helper.make_node("Transpose", ["all"], ["logits"], perm=[1, 0, 2]),
+    ]
+    graph = helper.make_graph(nodes, inner.name, [tokens, *past], [logits, *present], inner.initializer)
     whole = ModelProto()
     whole.CopyFrom(step)
     whole.graph.CopyFrom(graph)
@@ -170,11 +173,14 @@ def traced(model: LanguageModel) -> torch.onnx.ONNXProgram:
             "tell the position; what has no such limit, or a memory that grows, can be exported"
         )
     parallel = any(growing(state)) or isinstance(model, CNN)
-    _, state = model(torch.zeros(2, 2, dtype=torch.int64), state)  # sizes of 0 and 1 would stay in the trace
     decoder = (Decoder if parallel else OneToken)(model, state).eval()
-    tokens = torch.zeros((2, 3) if parallel else (2,), dtype=torch.int64)
-    past = [leaf.clone() for leaf in pytree.tree_leaves(state)]
+    tokens = torch.zeros((2, 3) if parallel else (2,), dtype=torch.int64)  # a size of 0 or 1 would stay in the trace
+    past = [
+        leaf.new_zeros(*leaf.shape[:2], 2, *leaf.shape[3:]) if grows else leaf.clone()
+        for leaf, grows in zip(start, decoder.growing, strict=True)
+    ]
     batch, new, before = (torch.export.Dim(name) for name in ("batch", "new", "past"))
+    ins, outs = (("tokens", "past"), ("logits", "present")) if parallel else (("token", "before"), ("next", "after"))
     try:
         with quiet():
             exported = torch.onnx.export(
@@ -184,18 +190,41 @@ def traced(model: LanguageModel) -> torch.onnx.ONNXProgram:
                     {0: batch, 1: new} if parallel else {0: batch},
                     [{0: batch, 2: before} if grows else {0: batch} for grows in decoder.growing],
                 ),
-                input_names=["tokens", *(f"past.{index}" for index in range(len(past)))],
-                output_names=["logits", *(f"present.{index}" for index in range(len(past)))],
+                input_names=[ins[0], *(f"{ins[1]}.{index}" for index in range(len(past)))],
+                output_names=[outs[0], *(f"{outs[1]}.{index}" for index in range(len(past)))],
                 dynamo=True,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        raise InputError(f"torch cannot make a graph of this {name}: {error.__cause__ or error}") from error
+        reason = str(error.__cause__ or error).strip().partition("\n")[0]
+        raise InputError(f"torch cannot make a graph of this {name}: {reason}") from error
     program = cast(torch.onnx.ONNXProgram, exported)
     if not parallel:
         program.model = onnx_ir.from_proto(over_time(program.model_proto))
+    check(program, decoder, start)
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # where each line of code lies on this disk
     return program
+
+
+def check(program: torch.onnx.ONNXProgram, decoder: Decoder, past: list[Tensor]) -> None:
+    """Compare the graph, as ONNX's own reference runs it, with the model: from a memory of nothing, in two chunks.
+
+    Raises InputError where they differ.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    model, reference = decoder.model, ReferenceEvaluator(program.model_proto)
+    ours, theirs = past, [tensor.numpy() for tensor in past]
+    for new in (1, 3) if model.context is None or model.context > 3 else (1,):
+        tokens = torch.arange(2 * new).view(2, new) % model.config.vocab_size
+        logits, *ours = Decoder.forward(decoder, tokens, ours)
+        found, *theirs = reference.run(None, dict(zip(reference.input_names, [tokens.numpy(), *theirs], strict=True)))
+        for mine, other in zip((logits, *ours), map(torch.from_numpy, (found, *theirs)), strict=True):
+            if mine.shape != other.shape or not (mine - other).norm() <= 1e-3 * mine.norm():  # also where one is NaN
+                raise InputError(
+                    f"the graph of this {type(model).__name__} does not compute what the model does for {new} new "
+                    "tokens, since a graph has one path; write its forward() so that any number of tokens takes one"
+                )
 
 
 def export_onnx(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
@@ -235,4 +264,4 @@ def export_onnx(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
 
 def _described(value: Any) -> dict[str, Any]:
     shape = [axis if isinstance(axis, int) else str(axis) for axis in value.shape]
-    return {"name": value.name, "dtype": value.dtype.name.lower(), "shape": shape}
+    return {"name": value.name, "dtype": str(value.dtype.numpy()), "shape": shape}
