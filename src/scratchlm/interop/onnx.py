@@ -16,10 +16,11 @@ Letters in shapes: B batch, T new tokens, V vocabulary.
 """
 
 import dataclasses
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -138,11 +139,11 @@ def over_time(step: "ModelProto") -> "ModelProto":
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to itself what the exporter warns of: packages that it looks for, names of axes that it finds twice."""
+    """Keep from the terminal what the exporter logs, warns of and prints; what ends it is raised as well."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.disable(before)
@@ -179,23 +180,25 @@ def traced(model: LanguageModel) -> torch.onnx.ONNXProgram:
         leaf.new_zeros(*leaf.shape[:2], 2, *leaf.shape[3:]) if grows else leaf.clone()
         for leaf, grows in zip(start, decoder.growing, strict=True)
     ]
-    batch, new, before = (torch.export.Dim(name) for name in ("batch", "new", "past"))
+    batch, new, before = (torch.export.Dim(axis) for axis in ("batch", "new", "past"))
+    shapes = (
+        {0: batch, 1: new} if parallel else {0: batch},
+        [{0: batch, 2: before} if grows else {0: batch} for grows in decoder.growing],
+    )
     ins, outs = (("tokens", "past"), ("logits", "present")) if parallel else (("token", "before"), ("next", "after"))
     try:
-        with quiet():
+        with quiet():  # the exporter traces by itself too, but makes an axis one size where it may not vary
+            trace = torch.export.export(decoder, (tokens, past), dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
-                decoder,
+                trace,
                 (tokens, past),
-                dynamic_shapes=(
-                    {0: batch, 1: new} if parallel else {0: batch},
-                    [{0: batch, 2: before} if grows else {0: batch} for grows in decoder.growing],
-                ),
+                dynamic_shapes=shapes,
                 input_names=[ins[0], *(f"{ins[1]}.{index}" for index in range(len(past)))],
                 output_names=[outs[0], *(f"{outs[1]}.{index}" for index in range(len(past)))],
                 dynamo=True,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
+    except RuntimeError as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
         raise InputError(f"torch cannot make a graph of this {name}: {reason}") from error
     program = cast(torch.onnx.ONNXProgram, exported)
