@@ -17,9 +17,10 @@ def command(directory: str, /, *, to: Literal["hf", "onnx"], out: str | None = N
         The run's folder.
     to
         hf: config.json and model.safetensors as on Hugging Face's hub; of a Backpack as in stanfordnlp/backpack-gpt2,
-        whose code opens it. onnx: model.onnx, a graph that onnxruntime runs, with its memory as inputs and outputs.
+        whose code opens it. onnx: model.onnx, a graph that onnxruntime runs,
+        with what the model remembers as inputs and outputs.
     out
-        The new folder; without it DIR-hf, or whatever --to names.
+        The new folder; without it DIR-hf or DIR-onnx.
     checkpoint
         last, best, or a step.
     """

@@ -9,8 +9,9 @@ where the memory grows; reading a whole text is the first call with all of it. S
 A model whose memory grows (GPT, Backpack) is traced with any number of new tokens; so is a CNN. Any other has a memory
 of one size, is traced for one token, and ONNX's Scan repeats that over the new ones (RNN, LSTM, GRU).
 
-What onnxruntime does with what a model here would refuse: on a CPU, positions past the context and ids past the
-vocabulary are errors; an id of -1 is the last token, as ONNX defines it; no token at all is an error or its end.
+What a model here would refuse, onnxruntime 1.32 on a CPU refuses too, positions past the context and ids past the
+vocabulary; but an id of -1 is the vocabulary's last, as ONNX has it. Chunks of no tokens fail, except a GPT's and a
+Backpack's.
 
 Letters in shapes: B batch, T new tokens, V vocabulary.
 """
@@ -53,7 +54,7 @@ def at_length(state: Any, length: int) -> Any:
     return dataclasses.replace(state, length=length, **inner)
 
 
-def _start(tokens: Tensor, state: State) -> int:
+def _consumed(tokens: Tensor, state: State) -> int:
     return state.length
 
 
@@ -74,7 +75,7 @@ class Decoder(nn.Module):
         self.register_buffer("in_context", zeros)
         for module in model.modules():
             if isinstance(module, LanguageModel):  # its own asks for sizes as numbers, which a trace would keep
-                module.position = _start  # type: ignore[method-assign]
+                module.position = _consumed  # type: ignore[method-assign]
             if isinstance(module, Recordable):  # attention and recurrences are written out while someone listens
                 module.listener = lambda name, tensor: None
 
@@ -149,45 +150,28 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-@torch.no_grad()
-def traced(model: LanguageModel) -> torch.onnx.ONNXProgram:
-    """The graph of a model, which can be used for nothing else afterwards.
+def converted(decoder: Decoder, start: list[Tensor]) -> torch.onnx.ONNXProgram:
+    """The graph of a decoder, whose memory of nothing for two rows is `start`.
 
-    Raises InputError for a model that no such graph can be made of.
+    Raises InputError for what torch cannot trace.
     """
     import onnx_ir
-    import onnx_ir.passes.common
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    name = type(model).__name__
-    if model.takes_source:
-        raise InputError(
-            f"a {name} reads a source with one graph and writes with another, and --to onnx writes models of one "
-            "graph; export a GPT, a Backpack, a CNN or a recurrent model, or use this one with scratchlm translate"
-        )
-    state = model.initial_state(2)
-    start = pytree.tree_leaves(state)
-    if not all(isinstance(leaf, Tensor) and not leaf.any() for leaf in start):
-        raise InputError(f"the memory that a {name} starts with is more than zeros; give zeros in initial_state()")
-    if model.context is not None and not any(growing(state)):
-        raise InputError(
-            f"a {name} has a context of {model.context} tokens and a memory of one size, from which a graph cannot "
-            "tell the position; what has no such limit, or a memory that grows, can be exported"
-        )
-    parallel = any(growing(state)) or isinstance(model, CNN)
-    decoder = (Decoder if parallel else OneToken)(model, state).eval()
-    tokens = torch.zeros((2, 3) if parallel else (2,), dtype=torch.int64)  # a size of 0 or 1 would stay in the trace
+    of_text = not isinstance(decoder, OneToken)
+    tokens = torch.zeros((2, 3) if of_text else (2,), dtype=torch.int64)  # a size of 0 or 1 would stay in the trace
     past = [
-        leaf.new_zeros(*leaf.shape[:2], 2, *leaf.shape[3:]) if grows else leaf.clone()
-        for leaf, grows in zip(start, decoder.growing, strict=True)
+        tensor.new_zeros(*tensor.shape[:2], 2, *tensor.shape[3:]) if grows else tensor.clone()
+        for tensor, grows in zip(start, decoder.growing, strict=True)
     ]
     batch, new, before = (torch.export.Dim(axis) for axis in ("batch", "new", "past"))
     shapes = (
-        {0: batch, 1: new} if parallel else {0: batch},
+        {0: batch, 1: new} if of_text else {0: batch},
         [{0: batch, 2: before} if grows else {0: batch} for grows in decoder.growing],
     )
-    ins, outs = (("tokens", "past"), ("logits", "present")) if parallel else (("token", "before"), ("next", "after"))
+    ins, outs = (("tokens", "past"), ("logits", "present")) if of_text else (("token", "before"), ("next", "after"))
     try:
-        with quiet():  # the exporter traces by itself too, but makes an axis one size where it may not vary
+        with quiet():  # the exporter traces by itself too, but gives an axis one size where it cannot vary
             trace = torch.export.export(decoder, (tokens, past), dynamic_shapes=shapes, strict=False)
             exported = torch.onnx.export(
                 trace,
@@ -200,12 +184,11 @@ def traced(model: LanguageModel) -> torch.onnx.ONNXProgram:
             )
     except RuntimeError as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]
-        raise InputError(f"torch cannot make a graph of this {name}: {reason}") from error
+        raise InputError(f"torch cannot make a graph of this {type(decoder.model).__name__}: {reason}") from error
     program = cast(torch.onnx.ONNXProgram, exported)
-    if not parallel:
+    if not of_text:
         program.model = onnx_ir.from_proto(over_time(program.model_proto))
-    check(program, decoder, start)
-    onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # where each line of code lies on this disk
+    ClearMetadataAndDocStringPass()(program.model)  # it says where each line of code lies on this disk
     return program
 
 
@@ -228,6 +211,39 @@ def check(program: torch.onnx.ONNXProgram, decoder: Decoder, past: list[Tensor])
                     f"the graph of this {type(model).__name__} does not compute what the model does for {new} new "
                     "tokens, since a graph has one path; write its forward() so that any number of tokens takes one"
                 )
+
+
+@torch.no_grad()
+def traced(model: LanguageModel) -> torch.onnx.ONNXProgram:
+    """The graph of a model, which can be used for nothing else afterwards.
+
+    Raises InputError for a model that no such graph can be made of.
+    """
+    name = type(model).__name__
+    if model.takes_source:
+        raise InputError(
+            f"a {name} reads a source with one graph and writes with another, and --to onnx writes models of one "
+            "graph; export a GPT, a Backpack, a CNN or a recurrent model, or use this one with scratchlm translate"
+        )
+    state = model.initial_state(2)
+    start = pytree.tree_leaves(state)
+    if not all(isinstance(leaf, Tensor) and not leaf.any() for leaf in start):
+        raise InputError(f"the memory that a {name} starts with is more than zeros; give zeros in initial_state()")
+    grows = any(growing(state))
+    if model.context is not None and not grows:
+        raise InputError(
+            f"a {name} has a context of {model.context} tokens and a memory of one size, from which a graph cannot "
+            "tell the position; what has no such limit, or a memory that grows, can be exported"
+        )
+    decoder = (Decoder if grows or isinstance(model, CNN) else OneToken)(model, state).eval()
+    program = converted(decoder, start)
+    check(program, decoder, start)
+    return program
+
+
+def _described(value: Any) -> dict[str, Any]:
+    shape = [axis if isinstance(axis, int) else str(axis) for axis in value.shape]
+    return {"name": value.name, "dtype": str(value.dtype.numpy()), "shape": shape}
 
 
 def export_onnx(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
@@ -263,8 +279,3 @@ def export_onnx(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
         tokenizer.save(beside / TOKENIZER)
         for file in (*beside.iterdir(), beside):
             sync(file)
-
-
-def _described(value: Any) -> dict[str, Any]:
-    shape = [axis if isinstance(axis, int) else str(axis) for axis in value.shape]
-    return {"name": value.name, "dtype": str(value.dtype.numpy()), "shape": shape}
