@@ -397,7 +397,7 @@ def test_a_full_disk_leaves_nothing(hub, capsys, monkeypatch):
     [
         (["run", "--to", "hf", "--out", "hub"], ["hub is there already", "--out"]),
         (["run", "--to", "hf", "--out="], ["--out is empty"]),
-        (["run", "--to", "onnx"], ["onnx"]),
+        (["run", "--to", "pickle"], ["pickle", "hf", "onnx"]),
         (["run"], ["--to"]),
         (["nowhere", "--to", "hf"], ["nowhere is no folder"]),
         (["run", "--to", "hf", "--checkpoint", "7"], ["no checkpoint '7'"]),

@@ -102,7 +102,7 @@ def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
     tensors = layout.theirs(plain_weights(run, checkpoint), config.model.depth)
     with new_folder(folder) as beside:
         (beside / CONFIG).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        write_hub_tokenizer(run.tokenizer(), beside, config.model.context)
+        write_hub_tokenizer(tokenizer, beside, config.model.context)
         try:
             save_file(tensors, beside / SAFETENSORS, {"format": "pt"})
         except SafetensorError as error:  # what it makes of a full disk

@@ -79,7 +79,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
                 )
             return _content(_words(tokenizer.symbols), _split(WHITE_SPACE, "Removed"), None, special)
         case IdTokenizer():
-            return _content(_words(map(str, range(tokenizer.vocab_size))), _split(WHITE_SPACE, "Removed"), None, special)
+            return _content(
+                _words(map(str, range(tokenizer.vocab_size))), _split(WHITE_SPACE, "Removed"), None, special
+            )
         case PairTokenizer():
             raise InputError(
                 "tokenizer.json holds one tokenizer, and this is one for each side of pairs, which share no ids; "
