@@ -10,11 +10,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 
 setup: $(VENV)/ready
 
-# of pyvene the tests read one file, a reference; what it depends on is much, and used by nothing here
+# of these two the tests read files, a reference and trained weights; what they depend on is much, and used by nothing here
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps pyvene
+	$(PIP) --no-deps pyvene microformer-mgm
 	touch $@
 
 demo: setup
@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python benchmarks/cnn.py
 	$(BIN)/python benchmarks/transformer_step.py
 	$(BIN)/python benchmarks/backpack.py
+	$(BIN)/python benchmarks/import_memory.py
 
 clean:
 	rm -rf $(VENV)

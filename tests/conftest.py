@@ -65,3 +65,13 @@ def port():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def microformer():
+    """A folder of the hub's with a GPT-2 that was trained: files of a package, which is never imported."""
+    try:
+        files = importlib.metadata.files("microformer-mgm")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("microformer-mgm is not there; `make test` installs it, without what it depends on")
+    return next(file for file in files if file.parts[-2:] == ("general_model", "config.json")).locate().parent

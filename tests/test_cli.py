@@ -482,7 +482,7 @@ BAD = {
             ("data", "field.jsonl", ["field.jsonl, line 1", '"text"']),
             ("data", "half.jsonl", ["ud800"]),
             ("data", "pictures", ["pictures", ".txt"]),
-            ("tokenizer", "words", ["'words'", "byte", "char"]),
+            ("tokenizer", "word", ["'word'", "byte", "char"]),
             ("tokenizer", "full", ["'full'", "byte", "char"]),
             ("tokenizer", "cut.tok", ["cut.tok"]),
             ("tokenizer", "version.tok", ["version.tok", "version 2"]),

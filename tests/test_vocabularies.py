@@ -308,8 +308,8 @@ UNRANKED = BPETokenizer([(97, 98), (98, 99), (99, 100), (97, 257)], byte_order="
 UNREACHED = BPETokenizer([(98, 99), (97, 98), (99, 100), (257, 258)], byte_order="value")  # "abcd" ends as a, bc, d
 LETTERS = BPETokenizer.train(["abc abc"], vocab_size=263, level="characters", coverage=1.0)
 NOT_WRITTEN = [
-    (ByteTokenizer(), FORMATS, "this is a byte tokenizer"),
-    (LETTERS, FORMATS, "cannot hold a vocabulary of characters"),
+    (ByteTokenizer(), ("tiktoken", "minbpe"), "this is a byte tokenizer; export to hf"),
+    (LETTERS, ("tiktoken", "minbpe"), "cannot hold a vocabulary of characters"),
     (TWICE, ("tiktoken", "hf"), "are the bytes b'abc'"),
     (UNRANKED, ("tiktoken",), "these merges do not follow from them"),
     (UNREACHED, ("tiktoken",), "these merges do not follow from them"),

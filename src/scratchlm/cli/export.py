@@ -8,7 +8,9 @@ from scratchlm.cli.sample import introduce
 from scratchlm.errors import InputError
 
 
-def command(directory: str, /, *, to: Literal["hf"], out: str | None = None, checkpoint: str = "last") -> int:
+def command(
+    directory: str, /, *, to: Literal["hf", "gguf", "onnx"], out: str | None = None, checkpoint: str = "last"
+) -> int:
     """Write a run's model in the files of another library.
 
     Parameters
@@ -16,10 +18,11 @@ def command(directory: str, /, *, to: Literal["hf"], out: str | None = None, che
     directory
         The run's folder.
     to
-        hf: config.json and model.safetensors as on Hugging Face's hub; of a Backpack as in stanfordnlp/backpack-gpt2,
-        whose code opens it.
+        hf: a folder as on Hugging Face's hub, with the tokenizer: a GPT as GPT2LMHeadModel, which transformers opens, a
+        Backpack as stanfordnlp/backpack-gpt2, whose code opens it. gguf: model.gguf as llama.cpp opens it, of a GPT. onnx: model.onnx, a graph that
+        onnxruntime runs, with what the model remembers as inputs and outputs.
     out
-        The new folder; without it DIR-hf.
+        The new folder; without it DIR-hf, DIR-gguf or DIR-onnx.
     checkpoint
         last, best, or a step.
     """
@@ -31,6 +34,10 @@ def command(directory: str, /, *, to: Literal["hf"], out: str | None = None, che
     match to:
         case "hf":
             from scratchlm.interop.hub import export_run as write
+        case "gguf":
+            from scratchlm.interop.gguf import export_gguf as write
+        case "onnx":
+            from scratchlm.interop.onnx import export_onnx as write
     write(run, found, folder)
     introduce(run, found, damaged)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

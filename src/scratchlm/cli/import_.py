@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from scratchlm.cli.tokenizer import open_tokenizer
 from scratchlm.errors import InputError
-from scratchlm.interop.hub import import_run
+from scratchlm.interop.hub import hub_folder, import_run
 from scratchlm.training.setup import free_folder
 
 
@@ -16,19 +16,21 @@ def command(
     /,
     *,
     out: str | None = None,
-    tokenizer: str = "gpt2",
+    tokenizer: str | None = None,
     unpickle: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Make a run of a model in a folder of Hugging Face's hub: a Backpack, as stanfordnlp/backpack-gpt2.
+    """Make a run of a model of Hugging Face's hub: a GPT-2, or a Backpack as stanfordnlp/backpack-gpt2.
 
     Parameters
     ----------
     path
-        The folder, with config.json and model.safetensors in it. Nothing is downloaded.
+        The folder, with config.json and model.safetensors in it, in one file or in several with their index. A name on
+        the hub, such as gpt2, is fetched from there where no such folder is.
     out
         The run's folder; without it runs/NAME, NAME being that folder's, or the next that is free.
     tokenizer
-        What the model was trained with: a published vocabulary (gpt2), or a file that scratchlm tokenizer has made.
+        What the model was trained with: a published vocabulary (gpt2), a file that scratchlm tokenizer has made, or
+        none: ids are its text. Without it the folder's own, tokenizer.json or vocab.json with merges.txt.
     unpickle
         Read pytorch_model.bin where there is no model.safetensors. That is a pickle, and a pickle can make whoever
         opens it run code: torch then lets through nothing but tensors, a guard that has had a hole before (mended in
@@ -36,8 +38,8 @@ def command(
     """
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
-    source = Path(path)
-    folder = Path(out) if out else free_folder(source.resolve().name)
+    source = hub_folder(path)
+    folder = Path(out) if out else free_folder(Path(path).resolve().name)
     made = import_run(source, folder, tokenizer, open_tokenizer, unpickle)
     shape, known = made.config.model, made.tokenizer.vocab_size
     print(f"{folder}: {made.config.arch}, {shape.parameters:,} parameters out of {made.file}")

@@ -218,7 +218,7 @@ def export_(tokenizer: str, /, *, to: str, out: str | None = None) -> int:
     tokenizer
         A tokenizer's file, a run's folder, or a vocabulary by name.
     to
-        tiktoken, hf (the tokenizer.json of tokenizers and transformers) or minbpe.
+        hf (the tokenizer.json of tokenizers and transformers), or, of byte-pair encodings, tiktoken or minbpe.
     out
         The file; without it tokenizer.tiktoken, tokenizer.hf.json or tokenizer.model.
     """

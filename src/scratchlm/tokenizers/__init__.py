@@ -13,6 +13,7 @@ from scratchlm.tokenizers.base import (
 from scratchlm.tokenizers.bpe import BPETokenizer
 from scratchlm.tokenizers.bytes import ByteTokenizer
 from scratchlm.tokenizers.characters import CharacterTokenizer
+from scratchlm.tokenizers.ids import IdTokenizer
 from scratchlm.tokenizers.pair import PairTokenizer, learn_pair
 from scratchlm.tokenizers.symbols import SymbolTokenizer
 
@@ -20,6 +21,7 @@ __all__ = [
     "BPETokenizer",
     "ByteTokenizer",
     "CharacterTokenizer",
+    "IdTokenizer",
     "IncrementalDecoder",
     "Learning",
     "PairTokenizer",

@@ -82,7 +82,7 @@ def _places(depth: int) -> dict[str, Place]:
 
 
 BACKPACK = Layout(
-    architecture=ARCHITECTURE,
+    architectures=(ARCHITECTURE,),
     read_shape=_read_shape,
     write_shape=_write_shape,
     places=_places,

@@ -1,19 +1,27 @@
 """GPT-2 as transformers has it: what its config.json means, and what its tensors are called.
 
-Also what is built on it: a Backpack's trunk is one.
+    transformers                                    here
+    transformer.wte, wpe, ln_f                      token_embedding, position_embedding, final_norm
+    transformer.h.0.attn.c_attn, c_proj             blocks.0.attention.query_key_value, output     Conv1D: transposed
+    transformer.h.0.mlp.c_fc, c_proj                blocks.0.mlp.hidden, output                    likewise
+    lm_head.weight                                  token_embedding.weight, of which it is an alias
+
+Files of GPT2Model, openai-community/gpt2 among them, have the names without "transformer.". What is built on a GPT-2
+uses this too: a Backpack's trunk is one.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from scratchlm.errors import InputError
-from scratchlm.interop.hub.layout import Place, places_of
+from scratchlm.interop.hub.layout import Layout, Place, places_of
 from scratchlm.models.gpt import GPTConfig
 
-ACTIVATIONS = {"gelu_new": "gelu-tanh", "gelu": "gelu"}  # theirs -> ours
+ACTIVATIONS = {"gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "gelu": "gelu"}  # theirs -> ours
 SIZES = {"vocab_size": "vocab_size", "n_positions": "context", "n_embd": "dim", "n_layer": "depth", "n_head": "heads"}
 DROPOUTS = ("attn_pdrop", "embd_pdrop", "resid_pdrop")
 INVERSE = "scale_attn_by_inverse_layer_idx"
+TRUNK = "transformer."
 
 # what a switch must say, what it means where it is left out, and why
 SWITCHES: dict[str, tuple[Any, str]] = {
@@ -25,9 +33,10 @@ SWITCHES: dict[str, tuple[Any, str]] = {
 
 # of how a model is made, kept or called; nothing of what it computes
 OF_NO_EFFECT = {
-    "_name_or_path", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "initializer_range",
-    "model_type", "pad_token_id", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
-    "summary_type", "summary_use_proj", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
+    "_name_or_path", "_num_labels", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "id2label",
+    "initializer_range", "label2id", "model_type", "num_labels", "output_past", "pad_token_id",
+    "predict_special_tokens", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
+    "summary_use_proj", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
 BLOCK = {
@@ -53,6 +62,8 @@ def read_shape(config: Mapping[str, Any], also: set[str]) -> dict[str, Any]:
 
     Raises InputError for a feature that a GPT here does not have, and for one that is not known.
     """
+    if "n_positions" not in config and "n_ctx" in config:  # its older name
+        config = {**config, "n_positions": config["n_ctx"]}
     shape: dict[str, Any] = {ours: whole_number(config, theirs) for theirs, ours in SIZES.items()}
     for key, (value, why) in SWITCHES.items():
         if config.get(key, value) != value:
@@ -61,10 +72,10 @@ def read_shape(config: Mapping[str, Any], also: set[str]) -> dict[str, Any]:
         raise InputError(f"n_inner is {config['n_inner']!r}; only 4 * n_embd (or null) can be read")
     if config.get("n_ctx", shape["context"]) != shape["context"]:
         raise InputError(f"n_ctx is {config['n_ctx']!r} and n_positions {shape['context']}; one is wrong")
-    activation = config.get("activation_function")
+    activation = config.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise InputError(f"activation_function is {activation!r}; {' and '.join(ACTIVATIONS)} can be read")
-    dropouts = {key: config.get(key) for key in DROPOUTS}
+        raise InputError(f"activation_function is {activation!r}; {', '.join(ACTIVATIONS)} can be read")
+    dropouts = {key: config.get(key, 0.1) for key in DROPOUTS}
     dropout = dropouts["resid_pdrop"]
     if any(other != dropout for other in dropouts.values()) or not isinstance(dropout, (int, float)):
         raise InputError(
@@ -87,7 +98,7 @@ def read_shape(config: Mapping[str, Any], also: set[str]) -> dict[str, Any]:
 
 def write_shape(shape: GPTConfig) -> dict[str, Any]:
     """The keys of config.json that say what a GPT is."""
-    theirs = {ours: name for name, ours in ACTIVATIONS.items()}
+    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}  # of two names the first
     return {
         "model_type": "gpt2",
         **{key: getattr(shape, ours) for key, ours in SIZES.items()},
@@ -112,3 +123,23 @@ def places(depth: int, ours: str, theirs: str) -> dict[str, Place]:
 def masks(depth: int, theirs: str) -> set[str]:
     """The causal masks that older files have among their tensors."""
     return {f"{theirs}h.{block}.attn.{name}" for block in range(depth) for name in ("bias", "masked_bias")}
+
+
+def _read_shape(config: Mapping[str, Any]) -> dict[str, Any]:
+    if (kind := config.get("model_type")) != "gpt2":
+        raise InputError(
+            f"model_type is {kind!r}; that of a GPT-2 is 'gpt2', and the same names of tensors mean another model "
+            "elsewhere"
+        )
+    return read_shape(config, set())
+
+
+GPT2 = Layout(
+    architectures=("GPT2LMHeadModel", "GPT2Model"),
+    read_shape=_read_shape,
+    write_shape=write_shape,
+    places=lambda depth: places(depth, "", TRUNK),
+    aliases={f"{TRUNK}wte.weight": ("lm_head.weight",)},
+    buffers=lambda depth: masks(depth, TRUNK),
+    prefix=TRUNK,
+)

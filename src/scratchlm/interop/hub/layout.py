@@ -1,7 +1,7 @@
 """What an architecture's tensors are called on the hub, and how they lie there."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,62 +40,73 @@ class Layout:
     """How an architecture lies in a folder of the hub.
 
     Attributes:
-        architecture: The class that config.json names.
+        architectures: The classes that config.json may name; the first is written.
         read_shape: config.json -> the settings of our model. Raises InputError for what that cannot be.
         write_shape: Our model's settings -> the keys of config.json. Raises InputError likewise.
         places: Depth -> the place of each of our tensors.
         aliases: A tensor's name on the hub -> other names under which it may be there, too or instead.
         buffers: Depth -> names of what may be there and is no weight.
+        prefix: What all names of a file may lack, those that do not begin with it apart.
     """
 
-    architecture: str
+    architectures: Sequence[str]
     read_shape: Callable[[Mapping[str, Any]], dict[str, Any]]
     write_shape: Callable[[Any], dict[str, Any]]
     places: Callable[[int], dict[str, Place]]
     aliases: Mapping[str, Sequence[str]]
     buffers: Callable[[int], set[str]]
+    prefix: str = ""
 
-    def ours(self, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-        """Weights of ours, in float32, out of the hub's; `expected` has their names and shapes.
+    def find(self, tensors: Mapping[str, Tensor], depth: int) -> dict[str, Place]:
+        """Where each of our tensors is in a file that has these.
 
-        Raises InputError, which names the tensors, where one is missing, left over, or not what it should be.
+        Raises InputError, which names the tensors, where one is missing or left over, or differs from its alias.
         """
-        found = self._without_aliases(tensors)
-        places, buffers = self.places(depth), self.buffers(depth)
-        missing = [place.name for place in places.values() if place.name not in found]
-        extra = sorted(found.keys() - {place.name for place in places.values()} - buffers)
-        if missing or extra:
-            wrong = [f"{what}: {_a_few(names)}" for what, names in (("missing", missing), ("unknown", extra)) if names]
+        prefix = "" if any(name.startswith(self.prefix) for name in tensors) else self.prefix
+        left = set(tensors) - {name.removeprefix(prefix) for name in self.buffers(depth)}
+        places, missing = dict[str, Place](), list[str]()
+        for ours, place in self.places(depth).items():
+            names = [name.removeprefix(prefix) for name in (place.name, *self.aliases.get(place.name, ()))]
+            there = [name for name in names if name in left]
+            for alias in there[1:]:
+                self._check_tied(tensors, there[0], alias)
+            left -= set(there)
+            places[ours] = replace(place, name=(there or names)[0])
+            if not there:
+                missing.append(names[0])
+        if missing or left:
+            wrong = (("missing", missing), ("unknown", sorted(left)))
             raise InputError(
-                f"these are not the weights of a {self.architecture} of {depth} blocks; {'; '.join(wrong)}"
+                f"these are not the weights of a {self.architectures[0]} of {depth} blocks; "
+                + "; ".join(f"{what}: {_a_few(names)}" for what, names in wrong if names)
             )
-        return {name: _ours(found[place.name], place, tuple(expected[name].shape)) for name, place in places.items()}
+        return places
 
     def theirs(self, weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
-        """The hub's tensors out of weights of ours, each once."""
-        places = self.places(depth)
+        """The hub's tensors out of weights of ours, each once; a bias that the model does without is zero there."""
         return {
-            place.name: (weights[name].mT if place.transposed else weights[name]).contiguous()
-            for name, place in places.items()
+            place.name: (
+                torch.zeros(weights[name.removesuffix("bias") + "weight"].shape[0])
+                if name.endswith("bias") and name not in weights
+                else (weights[name].mT if place.transposed else weights[name]).contiguous()
+            )
+            for name, place in self.places(depth).items()
         }
 
-    def _without_aliases(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found = dict(tensors)
-        for name, others in self.aliases.items():
-            there = [alias for alias in (name, *others) if alias in found]
-            for alias in there[1:]:
-                one, other = found[there[0]], found.pop(alias)
-                if one.dtype != other.dtype or not torch.equal(one, other):
-                    raise InputError(
-                        f"{alias} differs from {there[0]}, and the two are one tensor in a {self.architecture}; "
-                        "take the weights from a model that ties them"
-                    )
-            if there:
-                found[name] = found.pop(there[0])
-        return found
+    def _check_tied(self, tensors: Mapping[str, Tensor], name: str, alias: str) -> None:
+        one, other = tensors[name], tensors[alias]
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            raise InputError(
+                f"{alias} differs from {name}, and the two are one tensor in a {self.architectures[0]}; "
+                "take the weights from a model that ties them"
+            )
 
 
-def _ours(tensor: Tensor, place: Place, shape: tuple[int, ...]) -> Tensor:
+def our_tensor(tensor: Tensor, place: Place, shape: tuple[int, ...]) -> Tensor:
+    """A weight of ours, in float32, out of the hub's.
+
+    Raises InputError where it has not this shape, is of a type that cannot be read, or has values that are no numbers.
+    """
     lies = tuple(reversed(shape)) if place.transposed else shape
     if tuple(tensor.shape) != lies:
         raise InputError(f"{place.name} has the shape {tuple(tensor.shape)}; by config.json it is {lies}")

@@ -2,7 +2,8 @@
 
 import base64
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +13,8 @@ from scratchlm import tokenizers
 from scratchlm.errors import InputError
 from scratchlm.interop.vocabularies.published import find_published, keep, published
 from scratchlm.interop.vocabularies.shared import FORMATS, SPELLINGS, VALUES, Pair, check_oniguruma, recover_merges
-from scratchlm.tokenizers import BPETokenizer, Tokenizer
+from scratchlm.interop.vocabularies.tokenizer_json import tokenizer_json
+from scratchlm.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, SymbolTokenizer, Tokenizer
 from scratchlm.tokenizers.bpe import ByteOrder, byte_values
 from scratchlm.tokenizers.splitting import PATTERNS
 
@@ -35,6 +37,7 @@ def import_vocabulary(
 
     GPT-2's two files are given as their folder or as one of them. `pattern` and `special` are for files that do not
     say them: tiktoken's, where it is no published one, and the pattern for GPT-2's, where it is not `gpt2`.
+    Of tokenizer.json files without merges those are read that were written here.
     A published vocabulary is kept, so that it is found by its name from then on.
     Raises InputError for damaged files, and for what this tokenizer does not do.
     """
@@ -72,7 +75,7 @@ def import_vocabulary(
     if "model" not in content:
         raise InputError(f"{path} is no vocabulary that is known here; give one of {', '.join(FORMATS)} or of GPT-2")
     try:
-        return _read_tokenizer_json(path, content)
+        return _without_merges(content) or _read_tokenizer_json(path, content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -277,6 +280,20 @@ def _by_name(
     return recovered, order
 
 
+def _without_merges(content: Mapping[str, Any]) -> Tokenizer | None:
+    """The tokenizer of characters, symbols or bytes whose tokenizer.json this is (tokenizer_json.py), if it is one."""
+    kinds: list[Callable[[], Tokenizer]] = [ByteTokenizer]
+    if content["model"].get("type") == "WordLevel":
+        names, end = list(content["model"]["vocab"]), bool(content.get("added_tokens"))
+        kinds = [lambda: CharacterTokenizer("".join(names), end), lambda: SymbolTokenizer(names, end)]
+    for make in kinds:
+        with suppress(InputError):
+            made = make()
+            if json.loads(tokenizer_json(made)) == content:
+                return made
+    return None
+
+
 def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer:
     model = content["model"]
     special: dict[str, int] = {}
@@ -291,7 +308,7 @@ def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer
         "a prefix inside words": bool(model.get("continuing_subword_prefix")),
         "a suffix at the end of words": bool(model.get("end_of_word_suffix")),
         f"the normalizer {kind('normalizer')}": kind("normalizer") is not None,
-        f"the post-processor {kind('post_processor')}": kind("post_processor") not in (None, "ByteLevel"),
+        f"the post-processor {kind('post_processor')}": not _adds_nothing(content.get("post_processor")),
         f"the decoder {kind('decoder')}": kind("decoder") not in (None, "ByteLevel"),
         "truncation": content.get("truncation") is not None,
         "padding": content.get("padding") is not None,
@@ -315,6 +332,16 @@ def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer
     vocabulary = {name: number for name, number in model["vocab"].items() if name not in special}
     merges, order = _by_name(path, vocabulary, pairs, whole_chunks=bool(model.get("ignore_merges")))
     return _made(path, merges, pattern=pattern, byte_order=order, special_tokens=special)
+
+
+def _adds_nothing(processor: Mapping[str, Any] | None) -> bool:
+    """Whether a post-processor leaves the ids of a text as they are.
+
+    transformers 5 writes a TemplateProcessing for each GPT-2, in which there is the text and nothing else.
+    """
+    if processor is not None and processor["type"] == "TemplateProcessing":
+        return [list(piece) for piece in processor.get("single", ())] == [["Sequence"]]
+    return processor is None or processor["type"] == "ByteLevel"
 
 
 def _refuse(path: Path, feature: str) -> NoReturn:

@@ -2,21 +2,20 @@
 
 import base64
 import itertools
-import json
 from pathlib import Path
-from typing import Any
 
 import regex
 
 from scratchlm.errors import InputError, did_you_mean
 from scratchlm.files import replace_file
-from scratchlm.interop.vocabularies.shared import FORMATS, VALUES, check_oniguruma, recover_merges, shown
+from scratchlm.interop.vocabularies.shared import FORMATS, recover_merges
+from scratchlm.interop.vocabularies.tokenizer_json import tokenizer_json, told_apart
 from scratchlm.tokenizers import BPETokenizer, Tokenizer
 from scratchlm.tokenizers.splitting import PATTERNS
 
 
 def export_vocabulary(tokenizer: Tokenizer, to: str, path: str | Path) -> None:
-    """Write a tokenizer's file for another library: `tiktoken`, `hf` or `minbpe`.
+    """Write a tokenizer's file for another library: byte-pair vocabularies for `tiktoken` and `minbpe`, any for `hf`.
 
     The other library encodes text as `tokenizer.encode` does, and with its special tokens on as with
     `allowed_special="all"`. tiktoken must be given the pattern and the special tokens beside the file, and minbpe's
@@ -25,19 +24,25 @@ def export_vocabulary(tokenizer: Tokenizer, to: str, path: str | Path) -> None:
     """
     if to not in FORMATS:
         raise InputError(f"no format {to!r}: {did_you_mean(to, FORMATS)}")
-    if not isinstance(tokenizer, BPETokenizer):
-        raise InputError(
-            f"{to} holds byte-pair vocabularies, and this is a {tokenizer.kind} tokenizer; train one of bpe"
-        )
-    if tokenizer.characters is not None:
-        raise InputError(f"{to} cannot hold a vocabulary of characters with bytes to fall back to; train one of bytes")
     path = Path(path)
-    if to == "minbpe" and path.suffix != ".model":
+    if to == "hf":
+        text = tokenizer_json(tokenizer)
+    elif not isinstance(tokenizer, BPETokenizer):
+        raise InputError(
+            f"{to} holds byte-pair vocabularies, and this is a {tokenizer.kind} tokenizer; export to hf, or train one "
+            "of bpe"
+        )
+    elif tokenizer.characters is not None:
+        raise InputError(
+            f"{to} cannot hold a vocabulary of characters with bytes to fall back to; export to hf, or train one of "
+            "bytes"
+        )
+    elif to == "minbpe" and path.suffix != ".model":
         raise InputError(f"minbpe reads only files that end in .model; write to {path.with_suffix('.model')}")
-    write = {"tiktoken": _tiktoken, "hf": _tokenizer_json, "minbpe": _minbpe}[to]
-    data = write(tokenizer).encode()
+    else:
+        text = _tiktoken(tokenizer) if to == "tiktoken" else _minbpe(tokenizer)
     try:
-        replace_file(path, data)
+        replace_file(path, text.encode())
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}; choose another place") from error
 
@@ -57,7 +62,7 @@ def _check_covering(tokenizer: BPETokenizer, library: str) -> None:
 
 def _tiktoken(tokenizer: BPETokenizer) -> str:
     _check_covering(tokenizer, "tiktoken")
-    tokens = _tokens(tokenizer)
+    tokens = told_apart(tokenizer)
     try:
         same = recover_merges(tokens, tokenizer.byte_order) == tokenizer.merges
     except InputError:
@@ -65,59 +70,6 @@ def _tiktoken(tokenizer: BPETokenizer) -> str:
     if not same:
         raise InputError("tiktoken merges by ranks, and these merges do not follow from them; export to hf or minbpe")
     return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
-
-
-def _tokens(tokenizer: BPETokenizer) -> list[bytes]:
-    """The tokens but the special ones. Raises InputError where two are the same bytes."""
-    try:
-        return list(tokenizer.mergeable_ranks())
-    except InputError as error:
-        raise InputError(f"{error}, and the format tells tokens by their bytes; use minbpe") from error
-
-
-def _tokenizer_json(tokenizer: BPETokenizer) -> str:
-    names = [shown(token) for token in _tokens(tokenizer)]
-    vocabulary = {name: number for number, name in enumerate(names)}
-    for name in tokenizer.special_tokens:
-        if not name.isascii() and VALUES.keys() >= set(name):
-            raise InputError(f"tokenizers would show the special token {name!r} as other characters; name it in ASCII")
-        if name in vocabulary:
-            raise InputError(
-                f"tokenizer.json cannot hold the special token {name!r}: it writes the token {vocabulary[name]} so; "
-                "give it another name, such as <|name|>"
-            )
-    byte_level: dict[str, Any] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    cut: dict[str, Any] = {**byte_level, "use_regex": False}
-    if tokenizer.pattern != "none":
-        expression = PATTERNS.get(tokenizer.pattern, tokenizer.pattern)
-        check_oniguruma(expression)
-        split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
-        cut = {"type": "Sequence", "pretokenizers": [split, cut]}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    special = sorted(tokenizer.special_tokens.items(), key=lambda item: item[1])
-    content = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": number, "content": name, **flags} for name, number in special],
-        "normalizer": None,
-        "pre_tokenizer": cut,
-        "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {**vocabulary, **dict(special)},  # a special token that is here keeps its id, also past a gap
-            "merges": [[names[left], names[right]] for left, right in tokenizer.merges],
-        },
-    }
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
 def _minbpe(tokenizer: BPETokenizer) -> str:

@@ -1,0 +1,172 @@
+"""The files of a folder of the hub: its config.json, its tensors one by one, and the folder itself by its name."""
+
+import json
+import re
+import textwrap
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from scratchlm.errors import InputError
+
+CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
+INDEX = f"{SAFETENSORS}.index.json"
+TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
+_HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
+
+
+def hub_folder(name: str) -> Path:
+    """The folder that a path means, or, where there is none, that a model's name on the hub means: it is fetched then.
+
+    Raises InputError where it is neither, and where the hub has it not or cannot be reached.
+    """
+    path = Path(name)
+    wanted = f"a folder that was downloaded from the hub, with {CONFIG}, {SAFETENSORS} and {TOKENIZER[0]} in it"
+    try:
+        if name and path.is_dir():
+            return path
+        there = name and path.exists()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {name!r}: {error}; give {wanted}") from error
+    if there:
+        raise InputError(f"{name} is a file; give {wanted}")
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no folder, and no model's name on the hub, such as gpt2; give {wanted}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise InputError(
+            f"{name} is no folder, and to fetch it from the hub takes a package: pip install 'scratchlm[hf]'; "
+            f"or give {wanted}"
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG, "model*.safetensors", INDEX, *TOKENIZER]))
+    except Exception as error:  # what a network, a disk, or the hub's answer may be
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")  # of several lines one
+        raise InputError(
+            f"{name} is no folder, and could not be fetched from the hub ({reason}); give {wanted}"
+        ) from error
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config.json of a folder. Raises InputError where it is missing, damaged, or that of a run of ours."""
+    content = _json_object(path / CONFIG, f"give a folder that was downloaded from the hub, with {CONFIG} and "
+                                          f"{SAFETENSORS} in it")  # fmt: skip
+    if "format_version" in content:
+        raise InputError(f"{path} is a run of scratchlm already; use it as it is: scratchlm sample {path}")
+    return content
+
+
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of a folder by name.
+
+    Each is read when it is asked for, and its safetensors file is mapped for it alone: what the caller does not keep
+    takes no memory. A pickle is mapped once, as a whole.
+    """
+
+    def __init__(self, path: Path, unpickle: bool = False) -> None:
+        """`unpickle`: a pickle may be read, as tensors only, where there is no safetensors file.
+
+        Raises InputError where there are no files, where one is damaged or missing, and for a pickle without leave.
+        """
+        self._pickled: dict[str, Tensor] = {}
+        if (path / SAFETENSORS).is_file():
+            self.file = path / SAFETENSORS
+            self._places = dict.fromkeys(_names(self.file), self.file)
+        elif (path / INDEX).is_file():
+            self.file = path / INDEX
+            self._places = _indexed(self.file)
+        elif (path / PICKLE).is_file():
+            self.file = path / PICKLE
+            if not unpickle:
+                raise InputError(
+                    f"{path} has its weights only as {PICKLE}, a pickle, which may run code of whoever made it; get "
+                    f"{SAFETENSORS}, or add --unpickle if you trust where the file comes from"
+                )
+            self._pickled = _unpickled(self.file)
+            self._places = dict.fromkeys(self._pickled, self.file)
+        else:
+            raise InputError(
+                f"{path} has no weights: no {SAFETENSORS}, no {INDEX} and no {PICKLE}; download one of them into it"
+            )
+
+    @property
+    def parts(self) -> list[Path]:
+        """The files that hold the tensors."""
+        return sorted(set(self._places.values())) or [self.file]
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._pickled:
+            return self._pickled[name]
+        file = self._places[name]
+        try:
+            with safe_open(file, "pt") as opened:
+                return opened.get_tensor(name)
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
+            raise InputError(f"{file} is damaged: {error}; get the file again") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _json_object(file: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}; {otherwise}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: {error}; get the file again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is no model's: it is JSON without names; name another folder")
+    return content
+
+
+def _names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "pt") as opened:
+            return list(opened.keys())
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{file} is damaged: {error}") from error
+
+
+def _indexed(index: Path) -> dict[str, Path]:
+    """Which file each tensor is in, by the index and by the files."""
+    said = _json_object(index, "get the file again").get("weight_map")
+    if not isinstance(said, dict) or not all(
+        isinstance(part, str) and Path(part).name == part for part in said.values()
+    ):
+        raise InputError(f"{index} is damaged: its weight_map does not name the file of each tensor; get it again")
+    for part in sorted(set(said.values())):
+        if not (index.with_name(part)).is_file():
+            raise InputError(f"{index.with_name(part)} is missing, and {index.name} needs it; download it too")
+        wanted, there = {name for name, file in said.items() if file == part}, set(_names(index.with_name(part)))
+        if wanted != there:
+            name = min(wanted ^ there)
+            raise InputError(
+                f"{index.with_name(part)} has {'no' if name in wanted else 'the'} tensor {name}, unlike "
+                f"{index.name}; get both again"
+            )
+    return {name: index.with_name(part) for name, part in said.items()}
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise InputError(
+            f"{file} is damaged, or holds more than tensors, which is never read; get {SAFETENSORS} instead"
+        ) from error
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise InputError(f"{file} holds no tensors by name, as a model's state_dict does; name another folder")
+    return dict(tensors)
