@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -255,18 +256,18 @@ def test_what_is_said_before_it_starts_is_so(base, texts, tmp_path):
     assert 4 * trained < file.stat().st_size < 4 * trained + 200 * len(kept), "the adapter and the names of its tensors"
     said = re.search(r"starting from (\S+), step 4\n"
                      r"an adapter of rank 2 beside 10 matrices: (\S+) parameters are trained, (\S+)% of (\S+); "
-                     r"optimizer (\S+) MB, where all parameters would take (\S+) MB; adapter (\S+) MB\n"
+                     r"optimizer (\S+) kB, where all parameters would take (\S+) kB; adapter (\S+) kB\n"
                      r"2 of them are read as tensors, where --lora.dropout has nothing to drop: "
                      r"token_embedding, position_embedding\n", err)  # fmt: skip
     assert said, err
     assert said.groups() == (
         str(base().path), f"{trained:,}", f"{100 * trained / (trained + whole):.3f}", f"{trained + whole:,}",
-        f"{own / 1e6:.2f}", f"{8 * whole / 1e6:.2f}", f"{4 * trained / 1e6:.2f}",
+        f"{own / 1e3:.1f}", f"{8 * whole / 1e3:.1f}", f"{4 * trained / 1e3:.1f}",
     )  # fmt: skip
     assert own == 8 * trained
     code, _, err = call("finetune", base().path, "--data", texts / "other.txt", *FLAGS, "--out", tmp_path / "b")
     assert code == 0
-    assert f"all {whole:,} parameters are trained; optimizer {8 * whole / 1e6:.2f} MB\n" in err
+    assert f"all {whole:,} parameters are trained; optimizer {8 * whole / 1e3:.1f} kB\n" in err
     assert RunFolder(tmp_path / "b").config().lora is None
 
 
@@ -386,6 +387,23 @@ def test_both_may_be_moved_together(copies, tmp_path, monkeypatch):
     finally:
         monkeypatch.undo()
         tmp_path.with_name("moved").rename(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whose accounts may have no links")
+def test_a_base_is_found_through_links(copies, base, texts, tmp_path):
+    """Of the adapter's folder, of the base's, and of the folder that the new run is in."""
+    adapter, own = copies
+    expected = call("eval", adapter.path, "--json")[1]
+    (tmp_path / "deep/inside").mkdir(parents=True)
+    for name, place in (("links/adapter", adapter.path), ("links/base", own.path), ("shelf", tmp_path / "deep/inside")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(place)
+    assert call("eval", tmp_path / "links/adapter", "--json")[1] == expected
+    out = ["--data", texts / "other.txt", *ADAPTER, *FLAGS, "--out", tmp_path / "shelf/run"]
+    assert call("finetune", tmp_path / "links/base", *out)[0] == 0
+    (tmp_path / "links/base").unlink()
+    for place in ("shelf/run", "deep/inside/run"):
+        assert call("eval", tmp_path / place, "--json")[1] == expected
 
 
 def test_another_base_is_refused(copies, base, trained, texts, tmp_path):

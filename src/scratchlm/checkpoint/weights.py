@@ -101,7 +101,7 @@ def find_base(run: RunFolder, moved: str | Path | None = None) -> Checkpoint:
     named = run.config().base
     if named is None:
         raise InputError(f"{run.path} has no base: its weights are all in it")
-    folder = Path(os.path.normpath(run.path / named)) if moved is None else Path(moved)
+    folder = Path(os.path.normpath(run.path.resolve() / named)) if moved is None else Path(moved)
     try:
         found = RunFolder.open(folder).checkpoints()
     except InputError as error:

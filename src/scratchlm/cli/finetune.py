@@ -61,7 +61,7 @@ def _finetune(base: RunFolder, settings: dict[str, Any], out: str | None, fit_se
         say(f"{message}; the checkpoint of step {checkpoint.step:,} is used")
     kind = "lora" if settings.get("lora") is not None else "tuned"
     folder = Path(out) if out else free_folder(f"{base.path.resolve().name}-{kind}")
-    settings["base"] = os.path.relpath(base.path, folder)
+    settings["base"] = os.path.relpath(base.path.resolve(), folder.resolve())
     run, asked = create_run(settings, folder, fit_seconds, learning.follow, (base, checkpoint))
     config = run.config()
     if config.steps != asked.steps:
@@ -79,19 +79,19 @@ def _describe(base: RunFolder, checkpoint: Checkpoint, config: RunConfig) -> Non
     whole = size(model)
     say(f"starting from {base.path}, step {checkpoint.step:,}")
     if config.lora is None:
-        say(f"all {whole.parameters:,} parameters are trained; optimizer {_megabytes(whole.optimizer_bytes)}")
+        say(f"all {whole.parameters:,} parameters are trained; optimizer {_bytes(whole.optimizer_bytes)}")
         return
     chosen = lay_adapter(model, config)
     own = size(model)
     say(
         f"an adapter of rank {config.lora.rank} beside {len(chosen)} matrices: {own.trained:,} parameters are trained, "
-        f"{own.trained / own.parameters:.3%} of {own.parameters:,}; optimizer {_megabytes(own.optimizer_bytes)}, where "
-        f"all parameters would take {_megabytes(whole.optimizer_bytes)}; adapter {_megabytes(own.saved_bytes)}"
+        f"{own.trained / own.parameters:.3%} of {own.parameters:,}; optimizer {_bytes(own.optimizer_bytes)}, where "
+        f"all parameters would take {_bytes(whole.optimizer_bytes)}; adapter {_bytes(own.saved_bytes)}"
     )
     read = [matrix.name for matrix in chosen if not matrix.called]
     if config.lora.dropout and read:
         say(f"{len(read)} of them are read as tensors, where --lora.dropout has nothing to drop: {', '.join(read[:3])}")
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.2f} MB"
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB" if count >= 1e6 else f"{count / 1e3:,.1f} kB"
