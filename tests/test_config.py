@@ -79,7 +79,7 @@ def test_merging_copies_what_it_takes():
     [
         ("step", "did you mean 'steps'"),
         ("batchsize", "did you mean 'batch_size'"),
-        ("qqq", "choose from: accumulate, arch, batch_size"),
+        ("qqq", "choose from: accumulate, arch, base"),
         ("lr", "did you mean 'optim.lr'"),
         ("dim", "did you mean 'model.dim'"),
         ("model.dims", "did you mean 'dim'"),

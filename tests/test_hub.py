@@ -328,6 +328,13 @@ def test_what_is_wrong_is_said(hub, capsys, case):
         assert word in message
 
 
+def test_a_folder_without_a_tokenizer_is_told_apart(hub, capsys):
+    (hub / "tokenizer.json").unlink()
+    message = refused(capsys, "import", "hub", "--out", "run")
+    assert "hub has no tokenizer" in message
+    assert "--tokenizer gpt2, --tokenizer FILE, or --tokenizer none" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -335,7 +342,6 @@ def test_what_is_wrong_is_said(hub, capsys, case):
         (["hub", "--tokenizer", "byte.json", "--out", "full"], ["full is there already", "--out"]),
         (["hub", "--tokenizer", "byte.json", "--out="], ["--out is empty"]),
         (["hub", "--tokenizer", "no.json"], ["cannot read the tokenizer no.json"]),
-        (["hub"], ["hub has no tokenizer", "--tokenizer gpt2, --tokenizer FILE, or --tokenizer none"]),
     ],
 )
 def test_where_an_import_cannot_be(hub, capsys, arguments, words):

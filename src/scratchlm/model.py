@@ -226,7 +226,7 @@ class LanguageModel(nn.Module, ABC):
             raise ValueError(f"the state has {state.batch_size} rows, the tokens {len(tokens)}; use state.select(rows)")
         if self.context is not None and at + tokens.shape[1] > self.context:
             raise ValueError(
-                f"the context is {self.context}, {at + tokens.shape[1]} tokens are needed; start anew with the newest"
+                f"the context is {self.context} tokens, {at + tokens.shape[1]} are needed; start anew with the newest"
             )
         return at
 

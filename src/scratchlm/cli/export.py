@@ -19,8 +19,8 @@ def command(
         The run's folder.
     to
         hf: a folder as on Hugging Face's hub, with the tokenizer: a GPT as GPT2LMHeadModel, which transformers opens, a
-        Backpack as stanfordnlp/backpack-gpt2, whose code opens it. gguf: model.gguf as llama.cpp opens it, of a GPT. onnx: model.onnx, a graph that
-        onnxruntime runs, with what the model remembers as inputs and outputs.
+        Backpack as stanfordnlp/backpack-gpt2, whose code opens it. gguf: model.gguf as llama.cpp opens it, of a GPT.
+        onnx: model.onnx, a graph that onnxruntime runs, with what the model remembers as inputs and outputs.
     out
         The new folder; without it DIR-hf, DIR-gguf or DIR-onnx.
     checkpoint

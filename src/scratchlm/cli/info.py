@@ -6,10 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from scratchlm.checkpoint import RunFolder, meta_model
+from scratchlm.checkpoint import RunFolder, lay_adapter, meta_model
 from scratchlm.cli.flags import OptionalInt
 from scratchlm.config import RunConfig, default_preset, make_config, merge, preset_settings
 from scratchlm.inspect.modules import flops_per_token, module_rows
+from scratchlm.lora import size
 from scratchlm.models import MODELS
 
 USUAL_VOCABULARY = 65  # characters of tinyshakespeare
@@ -58,6 +59,10 @@ def command(
     print(f"\nparameters           {parameters:,} ({parameters * 4 / 1e6:,.1f} MB in float32)")
     print(f"context              {built.context or 'no limit'}")
     print(f"FLOPs for each token {forward:,.0f} forward, {3 * forward:,.0f} in training (windows of {window})")
+    if config.lora is not None:
+        chosen = lay_adapter(built, config)
+        adapter = size(built)
+        print(f"adapter              {adapter.trained:,} parameters beside {len(chosen)} matrices of {config.base}")
     return 0
 
 
