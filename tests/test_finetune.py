@@ -365,11 +365,14 @@ def test_a_base_that_was_moved(copies, texts, tmp_path):
         line = refused(*command[:at], adapter.path, *command[at:])
         assert f"{base.path} is no folder" in line
         assert "--base DIR" in line
-        assert "sample, eval and merge" in line, "a command without the flag does not promise it"
     assert not (tmp_path / "adapter-merged").exists()
     assert call("eval", adapter.path, "--json", "--base", moved)[1] == expected
     assert call("sample", adapter.path, "--tokens", 4, "--base", moved)[0] == 0
     assert call("merge", adapter.path, "--base", moved)[0] == 0
+    assert call("resume", adapter.path, "--base", moved)[0] == 0
+    assert call("export", adapter.path, "--to", "hf", "--base", moved)[0] == 0
+    looked = ["--text", "A", "--out", tmp_path / "looked", "--base", moved]
+    assert call("inspect", "attention", adapter.path, *looked)[0] == 0
     data = ["--data", texts / "other.txt", "--json"]
     merged, own = (json.loads(call("eval", *which, *data)[1])
                    for which in ([tmp_path / "adapter-merged"], [adapter.path, "--base", moved]))  # fmt: skip

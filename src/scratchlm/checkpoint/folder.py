@@ -96,15 +96,16 @@ class Checkpoint:
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run. `base`: where that of an adapter's base is, if it is no longer where config.json says."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, base: str | Path | None = None) -> None:
         self.path = Path(path)
+        self.moved_base = None if base is None else Path(base)
 
     @classmethod
-    def open(cls, path: str | Path) -> "RunFolder":
+    def open(cls, path: str | Path, base: str | Path | None = None) -> "RunFolder":
         """An existing run. Raises InputError where the folder is none."""
-        run = cls(path)
+        run = cls(path, base)
         try:
             found, folder = (run.path / "config.json").is_file(), run.path.is_dir()
         except OSError as error:

@@ -90,18 +90,18 @@ def restore_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
     model.load_state_dict(fitting_weights(model, checkpoint), strict=False)  # all that is trained, and nothing else
 
 
-_REMEDY = "put it back, or name it to sample, eval and merge with --base DIR"
+_REMEDY = "put it back, or name it with --base DIR"
 
 
-def find_base(run: RunFolder, moved: str | Path | None = None) -> Checkpoint:
-    """The checkpoint that a run started from, verified. `moved`: the folder of its run, if it is elsewhere by now.
+def find_base(run: RunFolder) -> Checkpoint:
+    """The checkpoint that a run started from, verified.
 
     Raises InputError where it is not there, or no longer, or is another one.
     """
     named = run.config().base
     if named is None:
         raise InputError(f"{run.path} has no base: its weights are all in it")
-    folder = Path(os.path.normpath(run.path.resolve() / named)) if moved is None else Path(moved)
+    folder = run.moved_base or Path(os.path.normpath(run.path.resolve() / named))
     try:
         found = RunFolder.open(folder).checkpoints()
     except InputError as error:
@@ -120,7 +120,7 @@ def find_base(run: RunFolder, moved: str | Path | None = None) -> Checkpoint:
     )
 
 
-def starting_model(run: RunFolder, base: str | Path | None = None) -> LanguageModel:
+def starting_model(run: RunFolder) -> LanguageModel:
     """A run's model before its first step: drawn, or with its base's weights and, if it trains one, a fresh adapter.
 
     Raises InputError as `find_base` does, and where the adapter does not fit the model.
@@ -128,7 +128,7 @@ def starting_model(run: RunFolder, base: str | Path | None = None) -> LanguageMo
     config = run.config()
     model = build_model(config)
     if config.base is not None:
-        model.load_state_dict(fitting_weights(model, find_base(run, base)))
+        model.load_state_dict(fitting_weights(model, find_base(run)))
         lay_adapter(model, config)
     return model
 
@@ -144,11 +144,11 @@ def lay_adapter(model: LanguageModel, config: RunConfig) -> list[Matrix]:
         raise InputError(str(error)) from error
 
 
-def plain_weights(run: RunFolder, checkpoint: Checkpoint, base: str | Path | None = None) -> dict[str, Tensor]:
+def plain_weights(run: RunFolder, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The weights of the run's architecture by itself, an adapter's changes in them, from a verified checkpoint."""
     if run.config().lora is None:
         return fitting_weights(meta_model(run.config()), checkpoint)
-    model = starting_model(run, base)
+    model = starting_model(run)
     restore_weights(model, checkpoint)
     try:
         fold(model)
@@ -172,11 +172,11 @@ def load(
     Raises InputError where the folder is no run, is damaged, has fewer checkpoints than are to be averaged, or lacks
     its base.
     """
-    run = RunFolder.open(path)
+    run = RunFolder.open(path, base)
     found, damaged = run.find(checkpoint)
     for message in damaged:
         warnings.warn(f"{message}; the checkpoint of step {found.step} is used", stacklevel=2)
-    return load_checkpoint(run, found, device, average, base)
+    return load_checkpoint(run, found, device, average)
 
 
 def load_checkpoint(
@@ -184,7 +184,6 @@ def load_checkpoint(
     checkpoint: Checkpoint,
     device: torch.device | str,
     average: int = 1,
-    base: str | Path | None = None,
 ) -> tuple[LanguageModel, Tokenizer]:
     """The model and the tokenizer of a checkpoint that was verified; those averaged with it are verified here."""
     config, tokenizer = run.config(), run.tokenizer()
@@ -195,6 +194,6 @@ def load_checkpoint(
     for older in averaged[:-1]:
         older.verify(MODEL)
     model = build_model(config)
-    weights = (plain_weights(run, one, base) for one in averaged)
+    weights = (plain_weights(run, one) for one in averaged)
     model.load_state_dict(next(weights) if average == 1 else mean_weights(weights))
     return model.to(device).eval(), tokenizer

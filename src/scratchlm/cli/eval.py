@@ -80,11 +80,11 @@ def command(
             f"--beam is {beam} and --length-penalty {length_penalty}; the one must be 1 or more, the other from 0 to "
             f"{LARGEST_PENALTY}"
         )
-    run = RunFolder.open(directory)
+    run = RunFolder.open(directory, base)
     config = run.config()
     chosen, _ = runtime.choose_device(device)
     found, damaged = run.find(checkpoint)
-    model, tokenizer = load_checkpoint(run, found, chosen, average, base)
+    model, tokenizer = load_checkpoint(run, found, chosen, average)
     given: Tokens | Pairs
     if (source is None) != (target is None) or (source is not None and data is not None):
         raise InputError("give other pairs as --source FILE with --target FILE, or as --data, and not as both")

@@ -9,7 +9,13 @@ from scratchlm.errors import InputError
 
 
 def command(
-    directory: str, /, *, to: Literal["hf", "gguf", "onnx"], out: str | None = None, checkpoint: str = "last"
+    directory: str,
+    /,
+    *,
+    to: Literal["hf", "gguf", "onnx"],
+    out: str | None = None,
+    base: str | None = None,
+    checkpoint: str = "last",
 ) -> int:
     """Write a run's model in the files of another library.
 
@@ -23,12 +29,14 @@ def command(
         onnx: model.onnx, a graph that onnxruntime runs, with what the model remembers as inputs and outputs.
     out
         The new folder; without it DIR-hf, DIR-gguf or DIR-onnx.
+    base
+        Of an adapter: the folder of its base, if that is no longer where it was.
     checkpoint
         last, best, or a step.
     """
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
-    run = RunFolder.open(directory)
+    run = RunFolder.open(directory, base)
     folder = Path(out) if out else run.path.parent / f"{run.path.resolve().name}-{to}"
     found, damaged = run.find(checkpoint)
     match to:

@@ -26,13 +26,13 @@ def command(directory: str, /, *, out: str | None = None, base: str | None = Non
     """
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
-    run = RunFolder.open(directory)
+    run = RunFolder.open(directory, base)
     config = run.config()
     if config.lora is None:
         raise InputError(f"{directory} has no adapter that could be merged: its weights are plain already")
     folder = Path(out) if out else run.path.parent / f"{run.path.resolve().name}-merged"
     found, damaged = run.find(checkpoint)
-    weights = plain_weights(run, found, base)
+    weights = plain_weights(run, found)
     source = {"adapter": str(run.path), "step": found.step, "sha256": found.sha256, "base_sha256": run.base_sha256}
     manifest = {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions(), "merged": source}
     RunFolder.create(folder, replace(config, base=None, lora=None), run.tokenizer(), weights, manifest)

@@ -6,7 +6,7 @@ from scratchlm.cli.progress import follow
 from scratchlm.errors import InputError
 
 
-def command(directory: str, /, *, steps: OptionalInt = None) -> int:
+def command(directory: str, /, *, steps: OptionalInt = None, base: str | None = None) -> int:
     """Go on with a run from its newest checkpoint.
 
     Parameters
@@ -15,8 +15,10 @@ def command(directory: str, /, *, steps: OptionalInt = None) -> int:
         The run's folder.
     steps
         Train up to this many steps, more than were planned; the schedule stays, its last rate goes on.
+    base
+        Of an adapter: the folder of its base, if that is no longer where it was.
     """
-    run = RunFolder.open(directory)
+    run = RunFolder.open(directory, base)
     if run.is_imported:
         raise InputError(
             f"{directory} was imported: it has weights and no training that could go on; write with it (scratchlm "

@@ -86,7 +86,7 @@ def command(
     json_
         Print one JSON object instead.
     """
-    run = RunFolder.open(directory)
+    run = RunFolder.open(directory, base)
     if tokens < 1 or samples < 1:
         raise InputError(f"--tokens is {tokens} and --samples {samples}; both must be at least 1")
     if not 0 <= seed < 1 << 63:
@@ -104,7 +104,7 @@ def command(
     chosen, _ = runtime.choose_device(device)
     texts = [_prompt(text) for text in prompt or [""]]
     found, damaged = run.find(checkpoint)
-    model, tokenizer = load_checkpoint(run, found, chosen, average, base)
+    model, tokenizer = load_checkpoint(run, found, chosen, average)
     steered = None if plan is None else plan.apply(model, tokenizer)
     prompts = [text for text in texts for _ in range(samples)]
     writers = {

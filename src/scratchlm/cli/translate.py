@@ -30,6 +30,7 @@ def command(
     length_penalty: float = LENGTH_PENALTY,
     checkpoint: str = "last",
     average: Int = 1,
+    base: str | None = None,
     errors: Literal["strict", "replace"] = "strict",
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
@@ -52,6 +53,8 @@ def command(
         last, best, or a step.
     average
         Take the mean of the weights of so many checkpoints, the newest up to that one.
+    base
+        Of an adapter: the folder of its base, if that is no longer where it was.
     errors
         Bytes that are not UTF-8: strict stops, replace puts U+FFFD there.
     device
@@ -63,7 +66,7 @@ def command(
         raise InputError(f"--alternatives is {alternatives} and --beam {beam}; give 1 <= alternatives <= beam")
     if not 0 <= length_penalty <= LARGEST_PENALTY:
         raise InputError(f"--length-penalty is {length_penalty}; it must be from 0 to {LARGEST_PENALTY}")
-    run = RunFolder.open(directory)
+    run = RunFolder.open(directory, base)
     config = run.config()
     if not config.pairs:
         raise InputError(

@@ -44,6 +44,7 @@ def command(
     out: str | None = None,
     checkpoint: str = "last",
     average: Int = 1,
+    base: str | None = None,
     device: str = "auto",
     json_: Annotated[bool, Parameter(name="--json", negative=())] = False,
 ) -> int:
@@ -63,12 +64,14 @@ def command(
         last, best, or a step.
     average
         Take the mean of the weights of so many checkpoints, the newest up to that one.
+    base
+        Of an adapter: the folder of its base, if that is no longer where it was.
     device
         auto, cpu, cuda or mps.
     json_
         Print one JSON object instead.
     """
-    run = RunFolder.open(directory)
+    run = RunFolder.open(directory, base)
     config = run.config()
     check_senses(directory, config.arch)
     if config.pairs:
