@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scratchlm.model import LanguageModel, State
@@ -88,4 +87,4 @@ class Toy(LanguageModel):
         return x, None if state is None else ToyState(length=at + tokens.shape[1], hidden=hidden)
 
     def readout(self, features):
-        return F.linear(features, self.head.weight, self.head.bias)
+        return self.head(features)
