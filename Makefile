@@ -42,6 +42,7 @@ bench: setup
 	$(BIN)/python benchmarks/cnn.py
 	$(BIN)/python benchmarks/transformer_step.py
 	$(BIN)/python benchmarks/backpack.py
+	$(BIN)/python benchmarks/lora_step.py
 
 clean:
 	rm -rf $(VENV)

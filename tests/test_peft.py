@@ -235,6 +235,7 @@ TRAINED = {
     "dora": {"dora": True},
     "dora of parts": {"dora": True, "targets": QUERY_VALUE},
     "biases": {"bias": "all", "targets": ("query_key_value",)},
+    "biases and dora": {"bias": "all", "dora": True, "targets": ("query_key_value",)},
     "dropout": {"dropout": 0.2, "targets": ("query_key_value", "mlp.hidden")},
     "dropout and dora": {"dropout": 0.2, "dora": True, "targets": ("query_key_value", "mlp.hidden")},
 }
