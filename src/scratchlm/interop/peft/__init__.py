@@ -20,7 +20,8 @@ A GPT has one embedding for reading and writing, and one change of it. PEFT (0.2
     both, ensure_weight_tying   one change, merged twice                          token_embedding's change
     a saved lm_head             a matrix of its own                               refused
 
-None of them means after merging what it meant before, so that a change of token_embedding is not written for PEFT.
+The first three mean something else once they are merged, and of the third PEFT loads one half of what it has saved:
+so a change of token_embedding is not written for it.
 """
 
 from scratchlm.interop.peft.reading import import_adapter
