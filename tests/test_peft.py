@@ -330,6 +330,7 @@ THEIRS = {
     "one name": {"target_modules": ["c_attn"]},
     "a name that two modules have": {"target_modules": ["c_proj", "nothing"]},
     "an expression": {"target_modules": r".*\.h\.1\.(attn|mlp)\.c_\w+"},
+    "an expression of all of a name": {"target_modules": r"transformer\.h\.\d\.mlp\.c_(fc|p)"},
     "all linear": {"target_modules": "all-linear", "rank_pattern": {"c_proj": 2, r"h\.0\..*": 3}},
     "patterns": {
         "target_modules": ["c_attn", "c_fc"],
