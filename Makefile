@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python benchmarks/transformer_step.py
 	$(BIN)/python benchmarks/backpack.py
 	$(BIN)/python benchmarks/import_memory.py
+	$(BIN)/python benchmarks/lora_step.py
 
 clean:
 	rm -rf $(VENV)

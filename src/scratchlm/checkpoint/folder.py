@@ -123,12 +123,16 @@ class RunFolder:
         tokenizer: Tokenizer,
         weights: Mapping[str, Tensor],
         manifest: Mapping[str, Any],
+        base_sha256: str = "",
     ) -> "RunFolder":
-        """A new run of weights from elsewhere, without a text. Raises InputError where the folder cannot be written."""
+        """A new run of weights from elsewhere, without a text; of an adapter with the hash of its base's weights.
+
+        Raises InputError where the folder cannot be written.
+        """
         with new_folder(folder) as beside:
             run = cls(beside)
             tokenizer.save(beside / "tokenizer.json")
-            run.write_config(config, "")
+            run.write_config(config, "", base_sha256)
             write_json(beside / "manifest.json", manifest)
             run.save(0, weights, {}, {"best_step": None, "best_loss": None, "val_loss": None})
         return cls(folder)

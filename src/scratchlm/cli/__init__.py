@@ -22,7 +22,7 @@ COMMANDS = {
     "translate": "Translate with a model that learned from pairs of source and target.",
     "eval": "Score a model on a whole split: nats per token, perplexity, bits per byte.",
     "compare": "Compare architectures at one budget of parameters and tokens or time: a table, curves and a report.",
-    "import": "Make a run of a model in a folder of Hugging Face's hub.",
+    "import": "Make a run of a folder of Hugging Face's: a GPT-2, a Backpack, an adapter of PEFT.",
     "export": "Write a run's model in the files of another library.",
     "info": "Show a model's modules, parameters and operations.",
     "inspect": "Look into a trained model: what each token attends to, what a word's senses do.",

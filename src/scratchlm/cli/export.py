@@ -12,7 +12,7 @@ def command(
     directory: str,
     /,
     *,
-    to: Literal["hf", "gguf", "onnx"],
+    to: Literal["hf", "peft", "gguf", "onnx"],
     out: str | None = None,
     base: str | None = None,
     checkpoint: str = "last",
@@ -25,8 +25,9 @@ def command(
         The run's folder.
     to
         hf: a folder as on Hugging Face's hub, with the tokenizer: a GPT as GPT2LMHeadModel, which transformers opens, a
-        Backpack as stanfordnlp/backpack-gpt2, whose code opens it. gguf: model.gguf as llama.cpp opens it, of a GPT.
-        onnx: model.onnx, a graph that onnxruntime runs, with what the model remembers as inputs and outputs.
+        Backpack as stanfordnlp/backpack-gpt2, whose code opens it. peft: a GPT's adapter, which PEFT lays on what --to
+        hf makes of its base. gguf: model.gguf as llama.cpp opens it, of a GPT. onnx: model.onnx, a graph that
+        onnxruntime runs, with what the model remembers as inputs and outputs.
     out
         The new folder; without it DIR-hf, DIR-gguf or DIR-onnx.
     base
@@ -42,6 +43,8 @@ def command(
     match to:
         case "hf":
             from scratchlm.interop.hub import export_run as write
+        case "peft":
+            from scratchlm.interop.peft import export_adapter as write
         case "gguf":
             from scratchlm.interop.gguf import export_gguf as write
         case "onnx":

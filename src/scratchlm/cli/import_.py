@@ -1,13 +1,17 @@
-"""scratchlm import PATH: a model of Hugging Face's hub as a run."""
+"""scratchlm import PATH: what Hugging Face's libraries have written, as a run."""
 
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from scratchlm.checkpoint import RunFolder
+from scratchlm.cli.sample import introduce
 from scratchlm.cli.tokenizer import open_tokenizer
 from scratchlm.errors import InputError
 from scratchlm.interop.hub import hub_folder, import_run
+from scratchlm.interop.peft import import_adapter
+from scratchlm.interop.peft.shared import CONFIG as ADAPTER_CONFIG
 from scratchlm.training.setup import free_folder
 
 
@@ -17,9 +21,10 @@ def command(
     *,
     out: str | None = None,
     tokenizer: str | None = None,
+    base: str | None = None,
     unpickle: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Make a run of a model of Hugging Face's hub: a GPT-2, or a Backpack as stanfordnlp/backpack-gpt2.
+    """Make a run of a folder of Hugging Face's: a GPT-2, a Backpack as stanfordnlp/backpack-gpt2, an adapter of PEFT.
 
     Parameters
     ----------
@@ -31,6 +36,8 @@ def command(
     tokenizer
         What the model was trained with: a published vocabulary (gpt2), a file that scratchlm tokenizer has made, or
         none: ids are its text. Without it the folder's own, tokenizer.json or vocab.json with merges.txt.
+    base
+        Of an adapter's folder, with adapter_config.json and adapter_model.safetensors in it: the run that it is for.
     unpickle
         Read pytorch_model.bin where there is no model.safetensors. That is a pickle, and a pickle can make whoever
         opens it run code: torch then lets through nothing but tensors, a guard that has had a hole before (mended in
@@ -38,6 +45,8 @@ def command(
     """
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
+    if base is not None or (Path(path) / ADAPTER_CONFIG).is_file():
+        return _import_adapter(path, out, base, tokenizer, unpickle)
     source = hub_folder(path)
     folder = Path(out) if out else free_folder(Path(path).resolve().name)
     made = import_run(source, folder, tokenizer, open_tokenizer, unpickle)
@@ -52,4 +61,20 @@ def command(
             "probabilities and are never drawn"
         )
     print(f"write with it: scratchlm sample {folder}")
+    return 0
+
+
+def _import_adapter(path: str, out: str | None, base: str | None, tokenizer: str | None, unpickle: bool) -> int:
+    if base is None:
+        raise InputError(f"{path} is an adapter, and no model by itself; name the run that it is for: --base DIR")
+    if tokenizer is not None or unpickle:
+        raise InputError(
+            "--tokenizer and --unpickle are for models: an adapter has its base's tokenizer, and no pickle"
+        )
+    under = RunFolder.open(base)
+    checkpoint, damaged = under.find()
+    folder = Path(out) if out else free_folder(Path(path).resolve().name)
+    run = import_adapter(Path(path), under, checkpoint, folder)
+    introduce(under, checkpoint, damaged)
+    print(f"{run.path}: an adapter of {base}; write with it: scratchlm sample {run.path}")
     return 0
