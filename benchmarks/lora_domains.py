@@ -1,6 +1,6 @@
 """What LoRA learns of another kind of text, by rank, against training all of the model: from plays to Bible verses.
 
-    python benchmarks/lora_domains.py [--out DIR] [--base-steps 3000] [--steps 500] [--quick]
+    python benchmarks/lora_domains.py [--out DIR] [--base-steps 2000] [--steps 400]
 
 A GPT (the preset laptop, byte-pair tokens of the plays) learns 30 of Shakespeare's plays. It is then trained on the
 English verses of the corpus bible-de-en: all of it, and with adapters of several ranks beside all matrices but
@@ -29,7 +29,7 @@ from scratchlm.training.loop import train
 from scratchlm.training.setup import create_run, finetune_settings
 
 RANKS = (1, 2, 4, 8, 16, 32)
-FULL_RATES, ADAPTER_RATES = (3e-4, 1e-3, 3e-3), (1e-3, 3e-3, 1e-2)
+FULL_RATES, ADAPTER_RATES = (3e-4, 1e-3, 3e-3, 1e-2), (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def trained(folder, settings, base=None):
@@ -49,8 +49,8 @@ def loss(run_or_model, tokenizer, tokens, window=128):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/lora_domains"))
-    parser.add_argument("--base-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--base-steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=400)
     given = parser.parse_args()
     out = given.out
     out.mkdir(parents=True, exist_ok=True)
