@@ -10,7 +10,8 @@ from runs import TEXT
 from scratchlm.cli import main
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-TINY = ["--steps=4", "--eval-every=2", "--batch-size=4", "--device=cpu", "--model.dim=16", "--model.depth=1"]
+BRIEF = ["--steps=4", "--eval-every=2", "--batch-size=4", "--device=cpu"]
+TINY = [*BRIEF, "--model.dim=16", "--model.depth=1"]
 COMMANDS = [
     shlex.split(line, comments=True)[1:]
     for _, block in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
@@ -48,6 +49,12 @@ def test_a_command_of_the_readme(command, with_a_run):
     if "runs/backpack" in command:
         Path("kings.txt").write_text("My love, the king is dead, said the guard; he or she. " * 200, encoding="utf-8")
         assert main(["train", "backpack", "--data=kings.txt", "--vocab-size=320", *TINY]) == 0
+    if "runs/gpt-lora" in command:
+        assert main(["finetune", "runs/gpt", "--data=my.txt", "--lora", *BRIEF]) == 0
+    if "runs/gpt-hf" in command:
+        assert main(["export", "runs/gpt", "--to=hf"]) == 0
+    if command[0] == "finetune":
+        command = [*command, *BRIEF]
     small = TINY if command[0] == "train" and "--help" not in command else []
     data = [] if not small or {"--data", "--source"} & {*command} else ["--data=my.txt"]
     if command[:2] == ["train", "transformer"]:
