@@ -145,7 +145,7 @@ class LowRank(nn.Module):
         self.register_parameter("magnitude", nn.Parameter(self.lengths(weight)) if config.dora else None)
 
     def change(self) -> Tensor:
-        """S B A. Shapes: (O, I)."""
+        """The change itself, s B A. Shapes: (O, I)."""
         return self.scale * (self.B @ self.A)
 
     def lengths(self, weight: Tensor) -> Tensor:
