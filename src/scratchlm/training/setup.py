@@ -25,8 +25,9 @@ from scratchlm.training.material import are_pairs, as_pairs, read_parallel, read
 from scratchlm.training.optim import make_optimizer
 from scratchlm.training.step import TrainingStep, update
 
-ADAPTER_LR, TUNING_LR = 2e-4, 2e-5  # highest rates for weights from elsewhere; Hu et al. 2021, tables 9 and 12
-TUNED_SHARE = 0.3  # of the base's highest rate, for training all of it further
+ADAPTER_LR = 2e-4  # the highest rate of an adapter on weights from elsewhere: Hu et al. 2021, table 9, for GPT-2
+TUNING_LR = 3e-5  # that of all such weights: nanoGPT's setting for fine-tuning GPT-2
+ADAPTER_SHARE = 3.0  # that of an adapter in times of its base's, which all of the weights keep: docs/lora.md
 TRANSLATING = 2.0  # what scoring and translating pairs takes, as a share of training on as many
 
 
@@ -47,7 +48,7 @@ def finetune_settings(base: RunConfig, imported: bool, adapted: bool) -> dict[st
     settings = {name: value for name, value in settings_of(base).items() if name in (*kept, "batch_size", "optim")}
     if imported:
         settings |= {"batch_size": 4, "window": min(getattr(base.model, "context", None) or 256, 256)}
-    lr = (ADAPTER_LR if adapted else TUNING_LR) if imported else base.optim.lr * (1.0 if adapted else TUNED_SHARE)
+    lr = (ADAPTER_LR if adapted else TUNING_LR) if imported else base.optim.lr * (ADAPTER_SHARE if adapted else 1.0)
     optim = {**settings["optim"], "schedule": "cosine", "lr": lr, "min_lr": lr / 10, "warmup": 20}
     return {**settings, "optim": optim, "steps": 500, "eval_every": 100}
 
