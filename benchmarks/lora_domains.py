@@ -82,16 +82,10 @@ def main():
     plays_before = loss(model, tokenizer, unseen)
 
     def tuned(name, lr, rank=None, **more):
-        settings = finetune_settings(base.config(), False, rank is not None)
-        settings["optim"] |= {"lr": lr, "min_lr": lr / 10}
-        settings |= {
-            "data": str(out / "verses.txt"),
-            "steps": given.steps,
-            "eval_every": 100,
-            "base": f"../{base.path.name}",
-        }
+        settings = {"data": str(out / "verses.txt"), "steps": given.steps, "optim": {"lr": lr}}
         if rank is not None:
             settings["lora"] = {"rank": rank, **more}
+        settings = {**finetune_settings(base, settings), "base": f"../{base.path.name}"}
         run = trained(out / name, settings, (base, start))
         model, _ = load_checkpoint(run, run.checkpoint(), "cpu")
         splits = run.splits()

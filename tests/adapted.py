@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -235,8 +236,11 @@ def merged(make):
             for parameter in adaptation.parameters():
                 parameter.data.zero_()  # nothing of it is read
         close(logits(model), before)
-        model.load_state_dict({name: tensor for name, tensor in whole_state.items() if ".lora." in f".{name}"}, False)
+        own = {name: tensor for name, tensor in whole_state.items() if ".lora." in f".{name}"}
+        with pytest.raises(ValueError, match="unmerge it first"):  # it would be lost
+            model.load_state_dict(own, strict=False)
         lora.unmerge(model)
+        model.load_state_dict(own, strict=False)
         same(model, whole_state)
         assert torch.equal(logits(model), before)
 
@@ -342,7 +346,7 @@ def dropout(make):
         model = adapted(make, config)
         before = logits(model)
         for name, (module, adaptation) in lora.adaptations(model).items():
-            if not adaptation.hooks:
+            if adaptation.handle is None:
                 continue
             [pair] = adaptation.pairs
             assert torch.equal(module(torch.eye(pair.A.shape[1]).double()), module(torch.eye(pair.A.shape[1]).double()))

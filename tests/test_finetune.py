@@ -93,10 +93,9 @@ def base(texts):
 
 def start(base, data, folder, adapted=True, **changed):
     """A run that starts from another's newest weights, as the command makes it."""
-    settings = merge(finetune_settings(base.config(), base.is_imported, adapted), FEW, {"data": str(data)}, changed)
+    lora = {"lora": {**LORA, **(changed.get("lora") or {})}} if adapted else {}
+    settings = finetune_settings(base, merge(FEW, {"data": str(data)}, changed, lora))
     settings["base"] = os.path.relpath(base.path, folder)
-    if adapted:
-        settings["lora"] = {**LORA, **(changed.get("lora") or {})}
     return create_run(settings, Path(folder), None, base=(base, base.checkpoint()))[0]
 
 
@@ -303,7 +302,7 @@ def test_a_merged_run_is_plain_and_scores_alike(arch, finished, texts, tmp_path)
     code, _, err = call("merge", run.path, "--out", tmp_path / "merged")
     assert code == 0, err
     merged = RunFolder(tmp_path / "merged")
-    assert (merged.config().base, merged.config().lora, merged.is_imported) == (None, None, True)
+    assert (merged.config().base, merged.config().lora, merged.has_text) == (None, None, False)
     assert merged.checkpoint().weights().keys() == load(run.path)[0].state_dict().keys()
     source = read_json(merged.path / "manifest.json")["merged"]
     assert (source["sha256"], source["base_sha256"]) == (run.checkpoint().sha256, run.base_sha256)
@@ -319,7 +318,7 @@ def test_a_merged_run_is_a_base(trained, texts, tmp_path):
     list(loop.train(again))
     model = starting_model(again)
     assert score(trained, model) == score(trained, load(trained.path, "3")[0])
-    assert "was imported" in refused("resume", merged.path)
+    assert "scratchlm finetune" in refused("resume", merged.path)
     assert "no text" in refused("eval", merged.path)
 
 
@@ -340,7 +339,7 @@ def test_a_run_without_a_text_can_be_tuned(texts, tmp_path):
     shape = {**SETTINGS["model"], "vocab_size": tokenizer.vocab_size + 3}
     config = make_config({"arch": "gpt", "model": shape, "data": "nowhere", "tokenizer": "char"})
     weights = {name: 0.1 * torch.randn_like(t) for name, t in build_model(config).state_dict().items()}
-    imported = RunFolder.create(tmp_path / "imported", config, tokenizer, weights, {})
+    imported = RunFolder.create(tmp_path / "imported", config, tokenizer, weights, {"imported": {}})
     for flags in (ADAPTER, []):
         out = tmp_path / f"tuned{len(flags)}"
         code, _, err = call("finetune", imported.path, "--data", texts / "other.txt", *FLAGS, *flags, "--out", out)
@@ -590,3 +589,69 @@ def test_metrics_and_resumed_steps(tune):
     assert call("resume", run.path, "--steps", 8)[0] == 0
     assert metrics_without_clock(run)[: len(before)] == before
     assert run.config() == replace(run.config(), steps=8, horizon=6)
+
+
+# What the defaults are, and settings that mean nothing
+
+
+def test_the_defaults_of_fine_tuning(base, tmp_path):
+    run, shape = base(), base().config()
+    manifest = {"imported": {}}
+    tokenizer, weights = run.tokenizer(), run.checkpoint().weights()
+    imported = RunFolder.create(tmp_path / "imported", replace(shape, accumulate=5), tokenizer, weights, manifest)
+    for start, given, expected in (
+        (run, {}, (shape.optim.lr, shape.batch_size, shape.window)),
+        (run, {"lora": {}}, (3 * shape.optim.lr, shape.batch_size, shape.window)),
+        (imported, {}, (3e-5, 4, 16)),
+        (imported, {"lora": {}}, (2e-4, 4, 16)),
+    ):
+        settings = finetune_settings(start, given)
+        lr, batch, window = expected
+        assert settings["optim"]["lr"] == pytest.approx(lr)
+        assert settings["optim"]["min_lr"] == pytest.approx(lr / 10, rel=1e-3)
+        assert (settings["batch_size"], settings["window"]) == (batch, window)
+        assert settings["accumulate"] <= settings["batch_size"]
+    asked = finetune_settings(run, {"optim": {"lr": 1e-5}, "steps": 10})
+    assert asked["optim"]["min_lr"] == pytest.approx(1e-6), "never above the highest rate"
+    assert asked["optim"]["warmup"] == 1, "of so few steps"
+    assert finetune_settings(run, {"optim": {"lr": 1e-5, "min_lr": 0.0}})["optim"]["min_lr"] == 0
+
+
+def test_flags_say_what_is_trained(base, texts, tmp_path):
+    """Whatever is written in them, and not how a word begins."""
+    out = ["--data", texts / "other.txt", *FLAGS, "--out", tmp_path / "run"]
+    assert "leave one of them out" in refused("finetune", base().path, *out, "--no-lora", "--lora.rank=2")
+    assert call("finetune", base().path, *out, "--lora=false")[0] == 0
+    config = RunFolder(tmp_path / "run").config()
+    assert (config.lora, config.optim.lr) == (None, base().config().optim.lr)
+    for command in (["sample"], ["eval"], ["resume"]):
+        assert "needs no base" in refused(*command, base().path, "--base", "nowhere")
+
+
+def test_settings_that_need_a_base_are_not_for_train(tuned_config, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("lora.toml").write_text("[lora]\nrank = 2\n", encoding="utf-8")
+    for file in ("lora.toml", tuned_config):
+        line = refused("train", "gpt", "--config", file, "--data", texts / "text.txt", "--out", "run")
+        assert "use scratchlm finetune" in line
+        assert not Path("run").exists()
+
+
+@pytest.fixture
+def tuned_config(trained):
+    return trained.path / "config.json"
+
+
+def test_a_run_from_before_there_were_bases_is_read(base, tmp_path):
+    shutil.copytree(base().path, tmp_path / "old")
+    content = read_json(tmp_path / "old/config.json")
+    del content["base_sha256"], content["base"], content["lora"]
+    write_json(tmp_path / "old/config.json", content)
+    assert call("eval", tmp_path / "old", "--json")[1] == call("eval", base().path, "--json")[1]
+
+
+def test_a_merge_that_moves_logits_is_refused(copies, monkeypatch):
+    adapter, _ = copies
+    monkeypatch.setattr("scratchlm.cli.merge.TOLERANCE", 0.0)  # rounding alone is far, then
+    assert "logits differ by" in refused("merge", adapter.path)
+    assert not adapter.path.with_name("adapter-merged").exists()

@@ -21,7 +21,7 @@ ALLOWED = {
     "files": {"errors"},
     "model": set(),
     "layers": {"model"},
-    "lora": {"config", "model"},
+    "lora": {"config", "lora", "model"},
     "recurrence": {"model", "layers"},
     "models": {"model", "layers", "recurrence", "errors", "models"},
     "tokenizers": {"tokenizers", "errors"},

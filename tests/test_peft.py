@@ -191,7 +191,7 @@ def test_one_pair_of_a_matrix_is_the_pairs_of_its_parts(parts, dora, rslora):
     expected, pairs = weight.clone(), []
     for name, rank, alpha in parts:
         rows = slice(start := 4 * ("query", "key", "value").index(name), start + 4)
-        matrix = Matrix("m", name, rows, (4, 5), called=True, embedding=False)
+        matrix = Matrix(module="m", part=name, rows=rows, shape=(4, 5), called=True, embedding=False)
         pair = LowRank(weight[rows], matrix, LoRAConfig(rank=rank, alpha=alpha, dora=dora, rslora=rslora))
         with torch.no_grad():
             for parameter in pair.parameters():

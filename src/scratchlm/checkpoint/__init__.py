@@ -2,6 +2,7 @@
 
 from scratchlm.checkpoint.folder import MODEL, OPTIMIZER, Checkpoint, RunFolder, read_tensors
 from scratchlm.checkpoint.weights import (
+    base_seen_from,
     build_model,
     find_base,
     fitting_weights,
@@ -10,6 +11,7 @@ from scratchlm.checkpoint.weights import (
     load,
     load_checkpoint,
     meta_model,
+    plain_model,
     plain_weights,
     restore_weights,
     starting_model,
@@ -20,6 +22,7 @@ __all__ = [
     "OPTIMIZER",
     "Checkpoint",
     "RunFolder",
+    "base_seen_from",
     "build_model",
     "find_base",
     "fitting_weights",
@@ -28,6 +31,7 @@ __all__ = [
     "load",
     "load_checkpoint",
     "meta_model",
+    "plain_model",
     "plain_weights",
     "read_tensors",
     "restore_weights",

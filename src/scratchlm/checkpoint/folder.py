@@ -104,7 +104,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path, base: str | Path | None = None) -> "RunFolder":
-        """An existing run. Raises InputError where the folder is none."""
+        """An existing run. Raises InputError where the folder is none, or has a base named and needs none."""
         run = cls(path, base)
         try:
             found, folder = (run.path / "config.json").is_file(), run.path.is_dir()
@@ -113,6 +113,8 @@ class RunFolder:
         if not found:
             what = "has no config.json, so it is no run's folder" if folder else "is no folder"
             raise InputError(f"{path} {what}; give the folder that scratchlm train wrote, such as runs/gpt")
+        if base is not None and run.config().lora is None:
+            raise InputError(f"{path} has no adapter, and needs no base; leave --base out")
         return run
 
     @classmethod
@@ -138,11 +140,9 @@ class RunFolder:
         return cls(folder)
 
     def _root(self) -> dict[str, Any]:
-        root = read_json(self.path / "config.json")
+        root = {"base_sha256": "", **read_json(self.path / "config.json")}  # older ones have no base
         if not all(isinstance(root.get(name), str) for name in _BINDINGS):
-            raise InputError(
-                f"{self.path / 'config.json'} is damaged: it does not name the run, its tokenizer, data and base"
-            )
+            raise InputError(f"{self.path / 'config.json'} is damaged: it names no run, no tokenizer or no data")
         return root
 
     def config(self) -> RunConfig:
@@ -171,9 +171,14 @@ class RunFolder:
         return tokenizer
 
     @property
-    def is_imported(self) -> bool:
-        """Whether the run has weights from elsewhere, a folder or a merge, and no text of its own."""
-        return not self._root()["data_checksum"]
+    def has_text(self) -> bool:
+        """Whether it was trained on a text of its own; else its weights were imported, or merged."""
+        return bool(self._root()["data_checksum"])
+
+    def manifest(self) -> dict[str, Any]:
+        """Where the run comes from: versions, seed, and what was "imported" or "merged"; empty where nobody knows."""
+        file = self.path / "manifest.json"
+        return read_json(file) if file.is_file() else {}
 
     @property
     def base_sha256(self) -> str:
@@ -182,7 +187,7 @@ class RunFolder:
 
     def splits(self) -> dict[str, Tokens]:
         """The run's tokens by split. Raises InputError where it has none, since it was imported or merged."""
-        if self.is_imported:
+        if not self.has_text:
             raise InputError(f"{self.path} has weights from elsewhere and no text; give one, with --data or --text")
         return read_shards(self.path / "data", self.tokenizer(), self._root()["data_checksum"])
 

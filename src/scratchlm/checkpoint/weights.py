@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ def build_model(config: RunConfig) -> LanguageModel:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leave out what draws initial values, which tensors without memory have not.
+    """Leave out what draws initial values, which are replaced, or which tensors without memory have not.
 
-    For it torch would import what its compiler consists of: 1.3 s and 75 MB (torch 2.13).
+    On the meta device torch would import what its compiler consists of for it: 1.3 s and 75 MB (torch 2.13).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,6 +44,14 @@ def meta_model(config: RunConfig) -> LanguageModel:
             return build_model(config)
     except (RuntimeError, TypeError, OverflowError) as error:
         raise InputError(f"no model can have the shape {config.model}: it is too large for any memory") from error
+
+
+def _filled(config: RunConfig, checkpoint: Checkpoint) -> LanguageModel:
+    """A run's architecture with the weights of a checkpoint, which are in memory once. Raises InputError as needed."""
+    with _Undrawn():
+        model = build_model(config)
+    model.load_state_dict(fitting_weights(model, checkpoint), assign=True)
+    return model
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -93,6 +102,11 @@ def restore_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
 _REMEDY = "put it back, or name it with --base DIR"
 
 
+def base_seen_from(folder: Path, base: RunFolder) -> str:
+    """The path of a base as an adapter's config.json has it: both folders may move together."""
+    return os.path.relpath(base.path.resolve(), folder.resolve())
+
+
 def find_base(run: RunFolder) -> Checkpoint:
     """The checkpoint that a run started from, verified.
 
@@ -105,7 +119,7 @@ def find_base(run: RunFolder) -> Checkpoint:
     try:
         found = RunFolder.open(folder).checkpoints()
     except InputError as error:
-        raise InputError(f"{run.path} needs its base, which is not where it was ({error}); {_REMEDY}") from error
+        raise InputError(f"{run.path} needs its base, which cannot be read ({error}); {_REMEDY}") from error
     for checkpoint in reversed(found):
         try:
             meant = checkpoint.sha256 == run.base_sha256
@@ -116,7 +130,7 @@ def find_base(run: RunFolder) -> Checkpoint:
             return checkpoint
     raise InputError(
         f"{run.path} is for another base than {folder}: no checkpoint there has the weights with the sha256 "
-        f"{run.base_sha256[:12]}..., or no longer; {_REMEDY}"
+        f"{run.base_sha256[:12]}..., or no longer, since it was trained further; {_REMEDY}"
     )
 
 
@@ -126,10 +140,10 @@ def starting_model(run: RunFolder) -> LanguageModel:
     Raises InputError as `find_base` does, and where the adapter does not fit the model.
     """
     config = run.config()
-    model = build_model(config)
-    if config.base is not None:
-        model.load_state_dict(fitting_weights(model, find_base(run)))
-        lay_adapter(model, config)
+    if config.base is None:
+        return build_model(config)
+    model = _filled(config, find_base(run))
+    lay_adapter(model, config)
     return model
 
 
@@ -138,23 +152,31 @@ def lay_adapter(model: LanguageModel, config: RunConfig) -> list[Matrix]:
 
     Raises InputError where it does not fit.
     """
+    undrawn = _Undrawn() if next(model.parameters()).is_meta else nullcontext()
     try:
-        return [] if config.lora is None else adapt(model, config.lora)
+        with undrawn:
+            return [] if config.lora is None else adapt(model, config.lora)
     except ValueError as error:
         raise InputError(str(error)) from error
 
 
-def plain_weights(run: RunFolder, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The weights of the run's architecture by itself, an adapter's changes in them, from a verified checkpoint."""
-    if run.config().lora is None:
-        return fitting_weights(meta_model(run.config()), checkpoint)
+def plain_model(run: RunFolder, checkpoint: Checkpoint) -> LanguageModel:
+    """The run's architecture by itself, an adapter's changes in its weights, from a verified checkpoint."""
+    config = run.config()
+    if config.lora is None:
+        return _filled(config, checkpoint)
     model = starting_model(run)
     restore_weights(model, checkpoint)
     try:
         fold(model)
     except ValueError as error:
         raise InputError(f"{checkpoint.path}: {error}") from error
-    return model.state_dict()
+    return model
+
+
+def plain_weights(run: RunFolder, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The weights of `plain_model`."""
+    return plain_model(run, checkpoint).state_dict()
 
 
 def load(
@@ -193,7 +215,7 @@ def load_checkpoint(
     averaged = run.newest(checkpoint, average)
     for older in averaged[:-1]:
         older.verify(MODEL)
-    model = build_model(config)
-    weights = (plain_weights(run, one) for one in averaged)
-    model.load_state_dict(next(weights) if average == 1 else mean_weights(weights))
+    model = plain_model(run, checkpoint)
+    if average > 1:
+        model.load_state_dict(mean_weights(plain_weights(run, one) for one in averaged))
     return model.to(device).eval(), tokenizer

@@ -1,17 +1,16 @@
 """scratchlm finetune DIR: a new run that starts from another's weights."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from scratchlm.checkpoint import Checkpoint, RunFolder, lay_adapter, meta_model
+from scratchlm.checkpoint import Checkpoint, RunFolder, base_seen_from, lay_adapter, meta_model
 from scratchlm.cli import learning
 from scratchlm.cli.flags import finetune_flags, nested, with_signature
 from scratchlm.cli.progress import follow, say
 from scratchlm.cli.train import FIT_SECONDS
-from scratchlm.config import RunConfig, merge
+from scratchlm.config import RunConfig
 from scratchlm.errors import InputError
 from scratchlm.lora import size
 from scratchlm.training.setup import create_run, finetune_settings, free_folder
@@ -19,49 +18,52 @@ from scratchlm.training.setup import create_run, finetune_settings, free_folder
 
 def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
     """Train a model further on another text: all of it, or with --lora an adapter beside it."""
+    base = None
     if tokens and not tokens[0].startswith("-"):
-        directory, rest = tokens[0], tokens[1:]
-        base = RunFolder.open(directory)
-        if base.config().lora is not None:
-            raise InputError(
-                f"{directory} is an adapter, and not a model by itself: scratchlm merge {directory} makes one"
-            )
-        adapted = any(token.partition("=")[0].startswith("--lora") for token in rest)
-        below = finetune_settings(base.config(), base.is_imported, adapted)
-    elif any(token in ("--help", "-h") for token in tokens):
-        directory, rest, below = "", tokens, {"optim": {}}
-    else:
+        base, tokens = RunFolder.open(tokens[0]), tokens[1:]
+    elif not any(token in ("--help", "-h") for token in tokens):
         raise InputError("name the run to start from, first of all: scratchlm finetune runs/gpt --data FILE --lora")
-    fit = not any(token.partition("=")[0] == "--steps" for token in rest)
+    # what help shows: the defaults without an adapter, or with one where a flag of it is there
+    shown: dict[str, Any] = {"optim": {}}
+    if base is not None:
+        guessed = {"lora": {}} if any(token.startswith("--lora") for token in tokens) else {}
+        shown = finetune_settings(base, guessed)
 
     def start(**given: Any) -> int:
-        out, lora = given.pop("out", None), given.pop("lora", False)
+        assert base is not None
+        out, lora = given.pop("out", None), given.pop("lora", None)
         flags = nested(given)
+        if lora is False and "lora" in flags:
+            raise InputError(
+                "--no-lora trains all weights, and --lora.* are settings of an adapter; leave one of them out"
+            )
         if lora:
             flags.setdefault("lora", {})
-        return _finetune(RunFolder.open(directory), merge(below, flags), out, FIT_SECONDS if fit else None)
+        fit = None if "steps" in flags else FIT_SECONDS
+        return _finetune(base, flags, out, fit)
 
     app = App(
         name="scratchlm finetune DIR",
         help="Train a model further on another text: all of it, or with --lora an adapter beside it.",
         version_flags=[],
     )
-    app.default(with_signature(start, finetune_flags(below)))
-    code: int = app(rest, exit_on_error=False, print_error=False, result_action="return_value") or 0
+    app.default(with_signature(start, finetune_flags({**shown, "data": None})))
+    code: int = app(tokens, exit_on_error=False, print_error=False, result_action="return_value") or 0
     return code
 
 
-def _finetune(base: RunFolder, settings: dict[str, Any], out: str | None, fit_seconds: float | None) -> int:
+def _finetune(base: RunFolder, flags: dict[str, Any], out: str | None, fit_seconds: float | None) -> int:
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
-    if "data" not in settings and "source" not in settings:
+    if "data" not in flags and "source" not in flags:
         raise InputError("name the text to learn from: --data FILE")
-    checkpoint, damaged = base.find(settings.pop("checkpoint", "last"))
+    checkpoint, damaged = base.find(flags.pop("checkpoint", "last"))
+    settings = finetune_settings(base, flags)
     for message in damaged:
         say(f"{message}; the checkpoint of step {checkpoint.step:,} is used")
     kind = "lora" if settings.get("lora") is not None else "tuned"
     folder = Path(out) if out else free_folder(f"{base.path.resolve().name}-{kind}")
-    settings["base"] = os.path.relpath(base.path.resolve(), folder.resolve())
+    settings["base"] = base_seen_from(folder, base)
     run, asked = create_run(settings, folder, fit_seconds, learning.follow, (base, checkpoint))
     config = run.config()
     if config.steps != asked.steps:
@@ -91,6 +93,11 @@ def _describe(base: RunFolder, checkpoint: Checkpoint, config: RunConfig) -> Non
     read = [matrix.name for matrix in chosen if not matrix.called]
     if config.lora.dropout and read:
         say(f"{len(read)} of them are read as tensors, where --lora.dropout has nothing to drop: {', '.join(read[:3])}")
+    if base.has_text:
+        say(
+            f"the adapter needs these weights of {base.path}, and training that further (scratchlm resume) deletes old "
+            "checkpoints: merge the adapter first, or keep a copy"
+        )
 
 
 def _bytes(count: int) -> str:

@@ -87,7 +87,12 @@ def finetune_flags(settings: Mapping[str, Any]) -> list[inspect.Parameter]:
     """All flags of `scratchlm finetune DIR`."""
     of_the_base = {"preset", "tokenizer", "vocab_size"}
     return [
-        _flag("out", str, "The new run's folder; without it DIR-tuned or DIR-lora, or the next that is free.", "Run"),
+        _flag(
+            "out",
+            str,
+            "The new run's folder; without it runs/NAME-tuned or runs/NAME-lora, or the next that is free.",
+            "Run",
+        ),
         _flag("checkpoint", str, "The checkpoint to start from: last, best, or a step.", "Run", "last"),
         *(flag for flag in config_flags(RunConfig, "", "Run", settings) if flag.name not in of_the_base),
         _flag("lora", bool, "Train an adapter and leave the model's weights as they are.", "LoRA"),

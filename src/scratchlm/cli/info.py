@@ -1,5 +1,6 @@
 """scratchlm info DIR|ARCH: what a model is made of."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def command(
     if config.lora is not None:
         chosen = lay_adapter(built, config)
         adapter = size(built)
-        print(f"adapter              {adapter.trained:,} parameters beside {len(chosen)} matrices of {config.base}")
+        base = os.path.normpath(Path(model) / str(config.base))
+        print(f"adapter              {adapter.trained:,} parameters beside {len(chosen)} matrices of {base}")
     return 0
 
 

@@ -19,10 +19,10 @@ def command(directory: str, /, *, steps: OptionalInt = None, base: str | None = 
         Of an adapter: the folder of its base, if that is no longer where it was.
     """
     run = RunFolder.open(directory, base)
-    if run.is_imported:
+    if not run.has_text:
         raise InputError(
-            f"{directory} was imported: it has weights and no training that could go on; write with it (scratchlm "
-            f"sample {directory}), score it (scratchlm eval {directory} --data TEXT), or train a model of your own"
+            f"{directory} has weights from elsewhere and no training that could go on; train them further with "
+            f"scratchlm finetune {directory} --data TEXT, write with them: scratchlm sample {directory}"
         )
     planned = run.config().steps
     if steps is not None and steps < planned:

@@ -147,8 +147,8 @@ def introduce(run: RunFolder, checkpoint: Checkpoint, damaged: list[str], averag
         steps = ", ".join(f"{averaged.step:,}" for averaged in run.newest(checkpoint, average))
         say(f"{run.path}: mean of the weights of steps {steps}")
         return
-    if run.is_imported:
-        say(f"{run.path}: imported weights")
+    if not run.has_text:
+        say(f"{run.path}: {'merged' if 'merged' in run.manifest() else 'imported'} weights")
         return
     loss, best = checkpoint.state()["val_loss"], run.best()
     which = f"weights of step {checkpoint.step:,}"

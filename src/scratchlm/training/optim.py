@@ -16,7 +16,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
-    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    embeddings = {p for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     spared = set() if config.decay_embeddings else embeddings
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -12,7 +12,7 @@ import torch
 
 from scratchlm import runtime, tokenizers
 from scratchlm.checkpoint import Checkpoint, RunFolder, build_model, lay_adapter, meta_model
-from scratchlm.config import RunConfig, make_config, settings_of
+from scratchlm.config import RunConfig, make_config, merge, settings_of
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, write_shards
 from scratchlm.errors import InputError
@@ -39,18 +39,27 @@ def free_folder(name: str) -> Path:
     return folder
 
 
-def finetune_settings(base: RunConfig, imported: bool, adapted: bool) -> dict[str, Any]:
-    """The settings of a run that starts from another's weights: what is the model's own, and rates for what it learns.
+def finetune_settings(base: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that starts from another's weights: `given`, and below it what is the base's own.
 
     Batches are the base's; of an imported one, which brings none, small enough for a laptop.
+    Raises InputError where the base is no model by itself.
     """
-    kept = ("arch", "model", "tokenizer", "errors", "batch_tokens", "label_smoothing", "window", "carry", "accumulate")
-    settings = {name: value for name, value in settings_of(base).items() if name in (*kept, "batch_size", "optim")}
+    config, imported = base.config(), "imported" in base.manifest()
+    if config.lora is not None:
+        raise InputError(f"{base.path} is an adapter, and no model by itself: scratchlm merge {base.path} makes one")
+    kept = ("arch", "model", "tokenizer", "errors", "batch_size", "batch_tokens", "label_smoothing", "window", "carry")
+    settings = {name: value for name, value in settings_of(config).items() if name in (*kept, "accumulate", "optim")}
     if imported:
-        settings |= {"batch_size": 4, "window": min(getattr(base.model, "context", None) or 256, 256)}
-    lr = (ADAPTER_LR if adapted else TUNING_LR) if imported else base.optim.lr * (ADAPTER_SHARE if adapted else 1.0)
-    optim = {**settings["optim"], "schedule": "cosine", "lr": lr, "min_lr": lr / 10, "warmup": 20}
-    return {**settings, "optim": optim, "steps": 500, "eval_every": 100}
+        window = min(getattr(config.model, "context", None) or 256, 256)
+        settings |= {"batch_size": 4, "accumulate": 1, "window": window}
+    adapted, asked = given.get("lora") is not None, given.get("optim") or {}
+    own = config.optim.lr * (ADAPTER_SHARE if adapted else 1)
+    lr = asked.get("lr") or ((ADAPTER_LR if adapted else TUNING_LR) if imported else own)
+    steps = given.get("steps") or 500
+    rates = {"lr": lr, "min_lr": float(f"{lr / 10:.4g}"), "warmup": min(20, steps // 10)}
+    optim = {**settings["optim"], "schedule": "cosine", **rates}
+    return merge({**settings, "optim": optim, "steps": steps, "eval_every": min(100, steps)}, given)
 
 
 def create_run(
@@ -71,6 +80,10 @@ def create_run(
         raise InputError(
             f"{folder} is there already: continue it with scratchlm resume {folder}, or name another folder with --out"
         )
+    if base is None and (settings.get("base") or settings.get("lora")):
+        raise InputError("these settings start from another run's weights (base, lora); use scratchlm finetune DIR")
+    if base is not None and not are_pairs(settings) and (own := base[0].tokenizer()).source is not own:
+        raise InputError(f"{base[0].path} has a tokenizer for each side of pairs, and the data are a text; give pairs")
     asked_size = (settings.get("model") or {}).get("vocab_size")
     known = {"model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}, "pairs": are_pairs(settings)}
     config = resolve(make_config({**settings, **known}))

@@ -1,7 +1,6 @@
 """A folder of PEFT's as a run with an adapter."""
 
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from scratchlm import runtime
 from scratchlm.checkpoint import (
     Checkpoint,
     RunFolder,
+    base_seen_from,
     fitting_weights,
     is_finite,
     lay_adapter,
@@ -77,7 +77,7 @@ def import_adapter(path: Path, base: RunFolder, checkpoint: Checkpoint, folder: 
         lora = _lora_config(content, config, names, any(name.startswith(f"{PREFIX}{HEAD}.") for name in tensors))
     except (ValueError, TypeError, OverflowError, re.error) as error:
         raise InputError(f"{path / CONFIG}: {error}") from error
-    adapter = replace(config, base=os.path.relpath(base.path, folder), lora=lora)
+    adapter = replace(config, base=base_seen_from(folder, base), lora=lora)
     model = meta_model(adapter)
     adapted = {matrix.module for matrix in lay_adapter(model, adapter)}
     expected = {name: tuple(tensor.shape) for name, tensor in trained_tensors(model).items()}

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scratchlm.checkpoint import Checkpoint, RunFolder, restore_weights, starting_model
+from scratchlm.checkpoint import Checkpoint, RunFolder, find_base, restore_weights, starting_model
 from scratchlm.errors import InputError
 from scratchlm.files import new_folder, sync
 from scratchlm.interop.peft.shared import CONFIG, DORA_EMBEDDING, SAFETENSORS, TIED, names_of, place_of
@@ -62,7 +62,7 @@ def export_adapter(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None
     content = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": f"{(run.path / config.base).resolve().name}-hf",  # as export --to hf calls it
+        "base_model_name_or_path": f"{find_base(run).path.parents[1].resolve().name}-hf",  # as export --to hf calls it
         "inference_mode": True,
         "fan_in_fan_out": True,
         "init_lora_weights": True,

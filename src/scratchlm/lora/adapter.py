@@ -6,12 +6,13 @@ Scaling Factor for Fine-Tuning with LoRA"; Liu et al. 2024, "DoRA: Weight-Decomp
     paper                                               here
     h = W_0 x + s B A x                (LoRA, 3)        Adaptation.branch, where a matrix is called as a module
     W = W_0 + s B A                                     Changed, where it is read as a tensor; merge
-    s = alpha / r, rsLoRA: alpha / sqrt(r)              Matrix.scale
+    s = alpha / r, rsLoRA: alpha / sqrt(r)              Matrix.scale (matrices.py)
     A from a Gaussian, B = 0           (section 4.1)    LowRank: A uniform, of the same use (Kaiming, a = sqrt 5)
     W' = m (W_0 + s B A) / |W_0 + s B A|   (DoRA, 5)    LowRank.factors; the norm is a constant in the backward pass
                                                         (section 4.3)
 
-An adapted model has its base's parameters under their names, frozen, and whatever is trained in modules called `lora`.
+An adapted model has its base's parameters, frozen, and whatever is trained in modules called `lora`. A parameter that
+is read as a tensor is called parametrizations.NAME.original meanwhile, so a base's weights are loaded before it is.
 A tie is one matrix here, so it has one change. A model says how it reads its matrices (`fused`, `read_as_tensors`).
 Merging is a function and no mode: nothing here depends on train() or eval() but dropout.
 
@@ -19,109 +20,19 @@ Letters in shapes: I columns of a matrix, O its rows, R rank. Of a convolution's
 """
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from scratchlm.config import LoRAConfig
+from scratchlm.lora.matrices import Matrix, choose
 from scratchlm.model import LanguageModel
-
-WHOLE = "whole"  # the part that is all of a matrix
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix that can be adapted: all of a module's, or a part of one that several were fused into."""
-
-    module: str
-    part: str
-    rows: slice
-    shape: tuple[int, int]  # (O, I)
-    called: bool  # as a module, and never read as a tensor
-    embedding: bool
-
-    @property
-    def name(self) -> str:
-        """What it is called by users: its module, and its part."""
-        return self.module if self.part == WHOLE else f"{self.module}.{self.part}"
-
-    def answers(self, target: str) -> bool:
-        """Whether that is its name, or the end of it."""
-        return fnmatchcase(self.name, target) or fnmatchcase(self.name, f"*.{target}")
-
-    def rank(self, config: LoRAConfig) -> int:
-        """The rank of its change (r)."""
-        return next((rank for target, rank in config.ranks.items() if self.answers(target)), config.rank)
-
-    def scale(self, config: LoRAConfig) -> float:
-        """How often its change counts (s)."""
-        alpha = next((alpha for target, alpha in config.alphas.items() if self.answers(target)), config.alpha)
-        rank = self.rank(config)
-        return alpha / (math.sqrt(rank) if config.rslora else rank)
-
-
-def matrices(model: LanguageModel) -> list[Matrix]:
-    """All that can be adapted: each module's matrix, then the parts of a fused one."""
-    found: list[Matrix] = []
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim < 2:
-            continue
-        rows, embedding = len(weight), isinstance(module, nn.Embedding)
-        read = any(_ends(name, end) for end in model.read_as_tensors)
-        called = isinstance(module, nn.Linear) and not read and not parametrize.is_parametrized(module, "weight")
-        fused = next((parts for end, parts in model.fused.items() if _ends(name, end)), ())
-        for at, part in enumerate((WHOLE, *fused)):
-            each = rows if part == WHOLE else rows // len(fused)
-            start = 0 if part == WHOLE else (at - 1) * each
-            shape = (each, weight[0].numel())
-            found.append(Matrix(name, part, slice(start, start + each), shape, called, embedding))
-    return found
-
-
-def _ends(name: str, end: str) -> bool:
-    return f".{name}".endswith(f".{end}")
-
-
-def choose(model: LanguageModel, config: LoRAConfig) -> list[Matrix]:
-    """The matrices that a configuration adapts.
-
-    Raises ValueError for a name that means none of them, saying what there is, and for too large a rank.
-    """
-    there = matrices(model)
-    for target in (*(config.targets or ()), *config.ranks, *config.alphas):
-        if not any(matrix.answers(target) for matrix in there):
-            raise ValueError(f"no matrix is called {target!r}; choose from: {_names(there)}")
-    if config.targets is None:
-        wholes = [matrix for matrix in there if matrix.part == WHOLE]
-        chosen = [matrix for matrix in wholes if not matrix.embedding] or wholes
-    else:
-        chosen = [matrix for matrix in there if any(matrix.answers(target) for target in config.targets)]
-        whole = {matrix.module for matrix in chosen if matrix.part == WHOLE}  # which has its parts' change in it
-        chosen = [matrix for matrix in chosen if matrix.part == WHOLE or matrix.module not in whole]
-    for target in (*config.ranks, *config.alphas):
-        if not any(matrix.answers(target) for matrix in chosen):
-            raise ValueError(
-                f"a rank or an alpha is set for {target!r}, which is not adapted; that are: {_names(chosen)}"
-            )
-    for matrix in chosen:
-        if (rank := matrix.rank(config)) > min(matrix.shape):
-            raise ValueError(
-                f"the rank {rank} is larger than the matrix {matrix.name} of {matrix.shape[0]} x {matrix.shape[1]}; "
-                f"the largest that means anything is {min(matrix.shape)}"
-            )
-    return chosen
-
-
-def _names(there: Sequence[Matrix]) -> str:
-    return ", ".join(dict.fromkeys(re.sub(r"\.\d+\b", ".*", matrix.name) for matrix in there))
 
 
 class LowRank(nn.Module):
@@ -148,8 +59,15 @@ class LowRank(nn.Module):
         """The change itself, s B A. Shapes: (O, I)."""
         return self.scale * (self.B @ self.A)
 
+    def among(self, rows: int) -> Tensor:
+        """The matrix s B, with zeros for the other rows of the matrix that it is a part of. Shapes: (rows, R)."""
+        return F.pad(self.scale * self.B, (0, 0, self.rows.start, rows - self.rows.stop))
+
     def lengths(self, weight: Tensor) -> Tensor:
-        """|W_0 + s B A| of each row, without the matrix B A and without gradients. Shapes: (O, I) -> (O,)."""
+        """|W_0 + s B A| of each row, without the matrix B A and without gradients. Shapes: (O, I) -> (O,).
+
+        In float32 good to 0.2 % where a change leaves a row a hundredth of its length.
+        """
         with torch.no_grad():
             weight, scaled = weight.to(self.A.dtype), self.scale * self.B
             cross = (scaled * (weight @ self.A.t())).sum(1)
@@ -182,7 +100,7 @@ class Adaptation(nn.Module):
     def __init__(self, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
-        self.hooks: list[Any] = []
+        self.handle: RemovableHandle | None = None  # of the hook, where the matrix is called
         self.pristine: dict[str, Tensor] = {}  # the module's parameters while its changes are merged into them
 
     @property
@@ -191,38 +109,40 @@ class Adaptation(nn.Module):
         return [child for child in self.children() if isinstance(child, LowRank)]
 
     def branch(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """A forward hook: the output with the change's. Shapes: inputs (..., I), output (..., O of all parts).
-
-        One product with all A and one with all B, which are as narrow as their ranks, and no sum of its own.
-        """
+        """A forward hook: W_0 x + b + s B A x. Shapes: inputs (..., I), output (..., O of all parts)."""
         pairs = self.pairs
         if self.pristine or not pairs:
             return output
         like, width = pairs[0].A.dtype, output.shape[-1]
         x = F.dropout(inputs[0].to(like), self.dropout, self.training)
-        plain = y = output.to(like)
-        down, up = (pairs[0].A if len(pairs) == 1 else torch.cat([pair.A for pair in pairs])), []
-        for pair in pairs:
-            up.append(F.pad(pair.scale * pair.B, (0, 0, pair.rows.start, width - pair.rows.stop)))  # (O of all, R)
-        product = torch.cat(up, 1)
+        y = output.to(like)
+        # the parts of a fused matrix as one pair: their A one below the other, B with zeros in the others' rows
+        down = torch.cat([pair.A for pair in pairs])  # (R of all, I)
+        up = torch.cat([pair.among(width) for pair in pairs], 1)  # (O of all, R of all)
         if pairs[0].magnitude is not None:
-            weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
-            factors = torch.ones_like(product[:, 0])
-            for pair in pairs:
-                factors[pair.rows] = pair.factors(weight[pair.rows])
-            if self.dropout and self.training:  # a row is one direction: what W_0 reads of it is what B A reads
-                plain = F.linear(x, weight.to(like))
-            elif bias is not None:
-                plain = plain - bias
-            y, product = y + (factors - 1) * plain, factors[:, None] * product
-        y = torch.addmm(y.reshape(-1, width), F.linear(x, down).reshape(-1, len(down)), product.t())
+            factors, plain = self._directed(module, x, output)
+            y, up = y + (factors - 1) * plain, factors[:, None] * up
+        # the sum and the product with B in one kernel
+        y = torch.addmm(y.reshape(-1, width), F.linear(x, down).reshape(-1, len(down)), up.t())
         return y.view_as(output).to(output.dtype)
+
+    def _directed(self, module: nn.Module, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """DoRA's factors of all rows, 1 for those that are not adapted, and W_0 x. Shapes: (O,), (..., O)."""
+        weight, bias = cast(Tensor, module.weight), cast("Tensor | None", module.bias)
+        factors = x.new_ones(len(weight))
+        for pair in self.pairs:
+            factors[pair.rows] = pair.factors(weight[pair.rows])
+        if self.dropout and self.training:  # a row is one direction: what W_0 reads of it is what B A reads
+            return factors, F.linear(x, weight.to(x.dtype))
+        return factors, output.to(x.dtype) - (0 if bias is None else bias)
 
     def merge(self, module: nn.Module, of: str) -> None:
         """Put the changes into the module's parameters, which are kept as they are for `unmerge`."""
         with torch.no_grad():
-            merged = {name: getattr(module, name) for name in ("weight", "bias") if _is_changed(module, name)}
-            if self.hooks:
+            merged = {
+                name: cast(Tensor, getattr(module, name)) for name in ("weight", "bias") if _is_changed(module, name)
+            }
+            if self.handle is not None:
                 merged["weight"] = _changed(self.pairs, cast(Tensor, module.weight))
             for name, tensor in merged.items():
                 if not bool(tensor.isfinite().all()):
@@ -230,9 +150,14 @@ class Adaptation(nn.Module):
             self.pristine = {name: p.data for name, p in module.named_parameters() if not name.startswith("lora.")}
             for name, tensor in merged.items():
                 if _is_changed(module, name):
-                    setattr(module, name, tensor)
+                    setattr(module, name, tensor)  # through what other parametrizations the model has itself
                 else:
-                    cast(nn.Parameter, module.weight).data = tensor
+                    module.get_parameter(name).data = tensor
+
+    def _load_from_state_dict(self, *arguments: Any, **named: Any) -> None:
+        if self.pristine:
+            raise ValueError("the adapter is merged, and what is loaded now would be lost; unmerge it first")
+        super()._load_from_state_dict(*arguments, **named)
 
     def unmerge(self, module: nn.Module) -> None:
         """Give the module its own parameters back, bit by bit."""
@@ -256,7 +181,7 @@ class Changed(nn.Module):
 
     def __init__(self, adaptation: Adaptation, name: str) -> None:
         super().__init__()
-        self.of = (adaptation, name)  # in a tuple, since what is trained is registered beside the module already
+        self.of = (adaptation, name)  # a tuple hides a module from registration: it is registered as `lora` already
 
     def forward(self, tensor: Tensor) -> Tensor:
         adaptation, name = self.of
@@ -304,7 +229,7 @@ def adapt(model: LanguageModel, config: LoRAConfig) -> list[Matrix]:
             for matrix in mine:
                 adaptation.add_module(matrix.part, LowRank(weight.detach().flatten(1)[matrix.rows], matrix, config))
             if mine[0].called:
-                adaptation.hooks.append(module.register_forward_hook(adaptation.branch))
+                adaptation.handle = module.register_forward_hook(adaptation.branch)
             else:
                 parametrize.register_parametrization(module, "weight", Changed(adaptation, "weight"))
         if name in biased:
@@ -317,7 +242,8 @@ def adapt(model: LanguageModel, config: LoRAConfig) -> list[Matrix]:
 def merge(model: LanguageModel) -> None:
     """Put every change into its matrix, so that nothing is computed beside it; the model's own are kept as they are.
 
-    Sums are in float32 or wider, rounded once. Raises ValueError, and merges none, where it is merged, or damaged.
+    Sums are in the adapter's precision, float32 or wider, and rounded once.
+    Raises ValueError, and merges none, where it is merged, or damaged.
     """
     there = adaptations(model)
     if any(adaptation.pristine for _, adaptation in there.values()):
@@ -351,8 +277,8 @@ def fold(model: LanguageModel) -> None:
 
 def _detach(model: LanguageModel) -> None:
     for module, adaptation in adaptations(model).values():
-        for hook in adaptation.hooks:
-            hook.remove()
+        if adaptation.handle is not None:
+            adaptation.handle.remove()
         for name in ("weight", "bias"):
             if _is_changed(module, name):
                 _take_off(module, name)
@@ -366,7 +292,8 @@ def _take_off(module: nn.Module, name: str) -> None:
     if len(of) > 1:
         del of[-1]
         return
-    # torch takes the property off the module's class, which a deep copy of the module shares: first one of its own
+    # torch makes `weight` a property of the module's class and deletes it there, but a deep copy of the module shares
+    # the class, and would have no weight any more: so the module gets a class of its own first
     kind = type(module)
     own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
     module.__class__ = type(kind.__name__, kind.__bases__, own)
