@@ -115,6 +115,116 @@ def test_a_tie_is_one_matrix_and_one_change():
         adapted.close(model.token_embedding.weight, changed)
 
 
+# What its parts are called: a model's own `fused` is what says so, and no reference here may read it
+
+
+def saturated(name, **parts):
+    """One step of a recurrent layer, from a memory all of whose values are given to the memory after it.
+
+    The parts named are moved so far up (1) or down (-1) that nothing else counts there.
+    """
+    model = SHAPES[name]()
+    targets = {f"blocks.0.recurrence.{part.replace('_', '.')}": sign for part, sign in parts.items()}
+    lora.adapt(model, LoRAConfig(rank=1, targets=tuple(targets)))
+    for target, sign in targets.items():
+        pair = model.get_submodule(target.replace("input.", "input.lora.").replace("recurrent.", "recurrent.lora."))
+        pair.A.data.fill_(1)
+        pair.B.data.fill_(1e4 * sign)
+    layer = model.blocks[0].recurrence
+    width = layer.recurrent.in_features
+    x = torch.ones(1, 1, layer.input.in_features, dtype=torch.float64)
+
+    def step(*memory):
+        with torch.no_grad():
+            return layer(x, tuple(torch.full((1, width), value, dtype=torch.float64) for value in memory))[1]
+
+    return step
+
+
+@pytest.mark.parametrize("of", ["input", "recurrent"])
+def test_the_gates_of_an_lstm(of):
+    """Each does what its letter does in c_t = f * c_{t-1} + i * g, h_t = o * tanh(c_t)."""
+    open_, closed = ({part: saturated("lstm", **{f"{of}_{part}": sign}) for part in "ifgo"} for sign in (1, -1))
+    assert not closed["i"](0.5, 0.0)[1].any(), "nothing is written"
+    assert closed["i"](0.5, 1.0)[1].all()
+    assert torch.equal(closed["f"](0.5, 0.0)[1], closed["f"](0.5, 9.0)[1]), "what was there is gone"
+    adapted.close(open_["f"](0.5, 9.0)[1] - open_["f"](0.5, 0.0)[1], torch.full_like(open_["f"](0.5, 0.0)[1], 9.0))
+    assert (closed["g"](0.5, 0.0)[1] < 0).all(), "what is written"
+    assert (open_["g"](0.5, 0.0)[1] > 0).all()
+    hidden, cell = closed["o"](0.5, 1.0)
+    assert not hidden.any(), "nothing is read, and the cell keeps it"
+    assert cell.all()
+
+
+@pytest.mark.parametrize("of", ["input", "recurrent"])
+def test_the_gates_of_a_gru(of):
+    """Each does what its letter does in n = tanh(W x + r * (U h)), h_t = z * h_{t-1} + (1 - z) * n."""
+    [kept], [up], [down] = (
+        saturated("gru", **{f"{of}_{part}": sign})(0.5) for part, sign in (("z", 1), ("n", 1), ("n", -1))
+    )
+    assert torch.equal(kept, torch.full_like(kept, 0.5)), "nothing is new"
+    assert (up > 0.5).all(), "what is new"
+    assert (down < 0.5).all()
+    [reset], [other] = (saturated("gru", **{f"{of}_r": -1, "recurrent_n": sign})(0.5) for sign in (0, 1))
+    assert torch.equal(reset, other), "of what was there, the new reads nothing"
+    assert not torch.equal(other, saturated("gru", recurrent_n=1)(0.5)[0])
+
+
+@pytest.mark.parametrize("name", ["gpt", "transformer", "backpack"])
+def test_queries_keys_and_values(name):
+    """Of what an attention projects, each part changes the one that it is named for, and no other."""
+    for_each = {
+        "query_key_value": lambda at: dict(zip(("query", "key", "value"), at.project(x), strict=True)),
+        "query_key": lambda at: dict(zip(("query", "key"), at.project(x), strict=True)),
+        "key_value": lambda at: {"key": (both := at(x)).keys, "value": both.values},
+    }
+    base = SHAPES[name]()
+    fused = [place for place, _ in base.named_modules() if place.rpartition(".")[2] in for_each]
+    kinds = {place.rpartition(".")[2] for place in fused}
+    assert kinds == {"query_key_value", *{"transformer": ["key_value"], "backpack": ["query_key"]}.get(name, [])}
+    for place in fused:
+        parent, _, kind = place.rpartition(".")
+        x = torch.randn(2, 5, base.get_submodule(place).in_features, dtype=torch.float64)
+        with torch.no_grad():
+            before = for_each[kind](base.get_submodule(parent))
+            for part in before:
+                model = adapted.adapted(SHAPES[name], LoRAConfig(rank=2, targets=(f"{place}.{part}",)))
+                after = for_each[kind](model.get_submodule(parent))
+                assert [other for other in after if not torch.equal(after[other], before[other])] == [part], place
+
+
+# DoRA where a row has no length
+
+
+def test_rows_of_zeros_have_no_direction():
+    """As pruned models have them: they stay zeros, and nothing divides by their length."""
+    model = SHAPES["gpt"]()
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
+            module.weight.data[3] = 0
+    before = adapted.logits(model)
+    lora.adapt(model, adapted.DIRECTIONS)
+    assert torch.equal(adapted.logits(model), before)
+    adapted.loss(model).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters() if parameter.requires_grad)
+    lora.merge(model)
+    adapted.close(adapted.logits(model), before)
+
+
+def test_a_change_that_leaves_nothing_of_a_matrix():
+    """|W_0 + s B A|^2 is a sum of three terms, which rounding makes negative where they cancel out."""
+    model, _ = gpt(targets=("mlp.hidden",), rank=32, alpha=32.0, dora=True)
+    module = model.blocks[0].mlp.hidden
+    pair, weight = module.lora.whole, module.weight.detach()
+    generator = torch.Generator().manual_seed(0)
+    pair.A.data = torch.linalg.qr(torch.randn(32, 32, generator=generator, dtype=torch.float64))[0]
+    pair.B.data = -weight @ pair.A.data.t()
+    lengths = pair.lengths(weight)
+    assert (lengths == 0).any(), "none was rounded to less than zero"
+    assert (lengths < 1e-6).all()
+    assert module(torch.randn(2, 32, dtype=torch.float64)).isfinite().all()
+
+
 # Beginnings, scales, ranks
 
 
