@@ -176,7 +176,7 @@ def test_an_imported_run_is_a_run(hub, capsys):
 
 def test_there_is_nothing_to_resume(hub, capsys):
     import_hub(capsys)
-    assert "was imported: it has weights and no training that could go on" in refused(capsys, "resume", "run")
+    assert "has weights from elsewhere and no training that could go on" in refused(capsys, "resume", "run")
     with pytest.raises(scratchlm.InputError, match="has weights from elsewhere and no text"):
         list(train(RunFolder("run")))
 

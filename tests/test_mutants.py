@@ -711,7 +711,7 @@ def parts_off_by_one(monkeypatch):
             for matrix in original(of)
         ]
 
-    monkeypatch.setattr(lora, "matrices", matrices)
+    monkeypatch.setattr("scratchlm.lora.targets.matrices", matrices)
 
 
 @adapter_mutant(GPT, "cycles")
@@ -832,7 +832,7 @@ def property_taken_off_the_shared_class(monkeypatch):
     def take_off(module, name):
         torch.nn.utils.parametrize.remove_parametrizations(module, name, leave_parametrized=False)
 
-    monkeypatch.setattr(lora, "_take_off", take_off)
+    monkeypatch.setattr("scratchlm.lora.adapter._take_off", take_off)
 
 
 @adapter_mutant(GPT, "adapter_alone")

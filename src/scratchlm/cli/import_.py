@@ -45,9 +45,11 @@ def command(
     """
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
-    if base is not None or (Path(path) / ADAPTER_CONFIG).is_file():
+    if base is not None:
         return _import_adapter(path, out, base, tokenizer, unpickle)
     source = hub_folder(path)
+    if (source / ADAPTER_CONFIG).is_file():
+        raise InputError(f"{path} is an adapter, and no model by itself; name the run that it is for: --base DIR")
     folder = Path(out) if out else free_folder(Path(path).resolve().name)
     made = import_run(source, folder, tokenizer, open_tokenizer, unpickle)
     shape, known = made.config.model, made.tokenizer.vocab_size
@@ -64,9 +66,7 @@ def command(
     return 0
 
 
-def _import_adapter(path: str, out: str | None, base: str | None, tokenizer: str | None, unpickle: bool) -> int:
-    if base is None:
-        raise InputError(f"{path} is an adapter, and no model by itself; name the run that it is for: --base DIR")
+def _import_adapter(path: str, out: str | None, base: str, tokenizer: str | None, unpickle: bool) -> int:
     if tokenizer is not None or unpickle:
         raise InputError(
             "--tokenizer and --unpickle are for models: an adapter has its base's tokenizer, and no pickle"

@@ -1,4 +1,4 @@
-"""Low-rank adaptation of any model: `matrices` says what can be adapted, `adapter` does it."""
+"""Low-rank adaptation of any model: `targets` says what can be adapted, `adapter` does it."""
 
 from scratchlm.lora.adapter import (
     Adaptation,
@@ -14,7 +14,7 @@ from scratchlm.lora.adapter import (
     trained_tensors,
     unmerge,
 )
-from scratchlm.lora.matrices import WHOLE, Matrix, choose, matrices
+from scratchlm.lora.targets import WHOLE, Matrix, choose, matrices
 
 __all__ = [
     "WHOLE",
