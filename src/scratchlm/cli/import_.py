@@ -45,9 +45,9 @@ def command(
     """
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
-    if base is not None or (Path(path) / ADAPTER_CONFIG).is_file():
+    source = hub_folder(path, unpickle) if base is None else Path(path)
+    if base is not None or (source / ADAPTER_CONFIG).is_file():
         return _import_adapter(path, out, base, tokenizer, unpickle)
-    source = hub_folder(path)
     folder = Path(out) if out else free_folder(Path(path).resolve().name)
     made = import_run(source, folder, tokenizer, open_tokenizer, unpickle)
     shape, known = made.config.model, made.tokenizer.vocab_size
@@ -59,6 +59,11 @@ def command(
         print(
             f"the model has {shape.vocab_size:,} rows for {known:,} tokens: ids from {known:,} on count in its "
             "probabilities and are never drawn"
+        )
+    for end in made.other_ends:
+        print(
+            f"there a text ends at the token {end} (eos_token_id), and here not: it is no special token of this "
+            f"{made.tokenizer.kind} tokenizer, or not the one that ends its texts"
         )
     print(f"write with it: scratchlm sample {folder}")
     return 0

@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scratchlm.errors import InputError
+from scratchlm.interop.vocabularies import BESIDE
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = f"{SAFETENSORS}.index.json"
+GENERATION = "generation_config.json"
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 _HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 
@@ -45,7 +47,11 @@ def hub_folder(name: str) -> Path:
             f"or give {wanted}"
         ) from error
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, "model*.safetensors", INDEX, *TOKENIZER]))
+        return Path(
+            snapshot_download(
+                name, allow_patterns=[CONFIG, "model*.safetensors", INDEX, *TOKENIZER, *BESIDE, GENERATION]
+            )
+        )
     except Exception as error:  # what a network, a disk, or the hub's answer may be
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")  # of several lines one
         raise InputError(
@@ -115,6 +121,16 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def text_ends(path: Path, content: Mapping[str, Any]) -> list[int]:
+    """The ids of the tokens that end a text there, which generation_config.json says, or else config.json."""
+    said = None
+    if (path / GENERATION).is_file():
+        said = _json_object(path / GENERATION, "get the file again").get("eos_token_id")
+    if said is None:
+        said = content.get("eos_token_id")
+    return [token for token in (said if isinstance(said, list) else [said]) if type(token) is int]
 
 
 def _json_object(file: Path, otherwise: str) -> dict[str, Any]:

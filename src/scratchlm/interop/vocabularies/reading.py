@@ -11,6 +11,7 @@ import regex
 
 from scratchlm import tokenizers
 from scratchlm.errors import InputError
+from scratchlm.interop.vocabularies.beside import completed
 from scratchlm.interop.vocabularies.published import find_published, keep, published
 from scratchlm.interop.vocabularies.shared import FORMATS, SPELLINGS, VALUES, Pair, check_oniguruma, recover_merges
 from scratchlm.interop.vocabularies.tokenizer_json import tokenizer_json
@@ -35,8 +36,9 @@ def import_vocabulary(
 ) -> Tokenizer:
     """The tokenizer of a file: of tiktoken, tokenizers, minbpe or GPT-2, or of scratchlm itself.
 
-    GPT-2's two files are given as their folder or as one of them. `pattern` and `special` are for files that do not
-    say them: tiktoken's, where it is no published one, and the pattern for GPT-2's, where it is not `gpt2`.
+    GPT-2's two files are given as their folder or as one of them; of a folder its other files count too (beside.py).
+    `pattern` and `special` are for files that do not say them: tiktoken's, where it is no published one, and the
+    pattern for GPT-2's, where it is not `gpt2`.
     Of tokenizer.json files without merges those are read that were written here.
     A published vocabulary is kept, so that it is found by its name from then on.
     Raises InputError for damaged files, and for what this tokenizer does not do.
@@ -48,7 +50,7 @@ def import_vocabulary(
         names = [name for name in ("tokenizer.json", *PAIRS) if (path / name).is_file()]
         if not names:
             raise InputError(f"{path} has no vocabulary: no tokenizer.json, {' and no '.join(PAIRS)}; name the file")
-        path /= names[0]
+        return completed(path, import_vocabulary(path / names[0], pattern, special))
     for merges, ids in PAIRS.items():
         if path.name in (merges, ids):
             path, beside = path.with_name(merges), path.with_name(ids)
