@@ -141,6 +141,11 @@ FORMS = {
         n_special=0, predict_special_tokens=True, output_past=True, n_ctx=CONTEXT, id2label={"0": "LABEL_0"},
         label2id={"LABEL_0": 0}, task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}},
     ),
+    "with what generates by default": config(
+        tokenizer_class="GPT2Tokenizer", _attn_implementation_autoset=True, gradient_checkpointing=True, unk_token_id=3,
+        sep_token_id=4, return_dict=True, max_length=20, min_length=1, top_k=50, top_p=0.9, temperature=0.7,
+        num_beams=2, length_penalty=1.0, do_sample=True, repetition_penalty=1.1, typical_p=1.0, early_stopping=True,
+    ),
 }  # fmt: skip
 
 
@@ -161,6 +166,15 @@ def test_transformers_and_back(hub, capsys, form):
     assert written.keys() == theirs.state_dict().keys() - {"lm_head.weight"}
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in written.items())
     assert_same_logits(ours, read_again("again"))
+
+
+@torch.no_grad()
+def test_attention_in_another_order_is_the_same_function(hub, capsys):
+    config(reorder_and_upcast_attn=True)(hub)
+    call(capsys, "import", "hub", "--out", "run")
+    theirs, ids = read_again(hub), torch.randint(ROWS, (2, CONTEXT))
+    assert theirs.config.reorder_and_upcast_attn
+    torch.testing.assert_close(logits_of(scratchlm.load("run")[0], ids), logits_of(theirs, ids), rtol=1e-5, atol=1e-5)
 
 
 def test_the_same_text_greedily(hub, capsys):
@@ -569,6 +583,26 @@ def test_a_name_is_fetched(hub, capsys, monkeypatch):
     assert len(asked) == 2, "a folder is not asked for"
 
 
+def test_a_pickle_is_fetched_on_request_only(hub, capsys, monkeypatch):
+    there = hub.rename("there")
+    torch.save(load_file(there / SAFETENSORS), there / PICKLE)
+    (there / SAFETENSORS).unlink()
+
+    def download(name, allow_patterns):
+        shutil.rmtree("fetched", ignore_errors=True)
+        Path("fetched").mkdir()
+        for path in there.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, "fetched")
+        return "fetched"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    download("", ["config.json", "*.json"])
+    message = refused(capsys, "import", "some/pickled")
+    assert "has its weights only as a pickle, which is not fetched without --unpickle" in message
+    assert f"out of {Path('fetched') / PICKLE}" in call(capsys, "import", "some/pickled", "--unpickle")
+
+
 def unreachable(name, **_):
     raise OSError("no route\n\nto the host")
 
@@ -581,6 +615,7 @@ def unreachable(name, **_):
         ("a/b/c", ["'a/b/c' is no folder, and no model's name"]),
         ("", ["'' is no folder, and no model's name"]),
         ("hub/config.json", ["config.json is a file"]),
+        ("hub/modle", ["hub/modle is no folder: hub is one, without modle in it"]),
         ("x" * 5000, ["File name too long"]),
         ("a\0b", ["no folder, and no model's name"]),
     ],

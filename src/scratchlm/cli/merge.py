@@ -8,6 +8,7 @@ from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, plain_weights
 from scratchlm.cli.sample import introduce
 from scratchlm.errors import InputError
+from scratchlm.files import neighbour
 
 
 def command(directory: str, /, *, out: str | None = None, base: str | None = None, checkpoint: str = "last") -> int:
@@ -30,7 +31,7 @@ def command(directory: str, /, *, out: str | None = None, base: str | None = Non
     config = run.config()
     if config.lora is None:
         raise InputError(f"{directory} has no adapter that could be merged: its weights are plain already")
-    folder = Path(out) if out else run.path.parent / f"{run.path.resolve().name}-merged"
+    folder = Path(out) if out else neighbour(run.path, "merged")
     found, damaged = run.find(checkpoint)
     weights = plain_weights(run, found)
     source = {"adapter": str(run.path), "step": found.step, "sha256": found.sha256, "base_sha256": run.base_sha256}
