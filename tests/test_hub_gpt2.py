@@ -626,6 +626,13 @@ def test_what_is_neither_a_folder_nor_there_to_be_fetched(hub, capsys, monkeypat
     assert all(word in message for word in [*words, "with config.json, model.safetensors and tokenizer.json in it"])
 
 
+@pytest.mark.parametrize("kind", ["bpe", "ids", "byte"])
+def test_a_kind_is_no_vocabulary(hub, capsys, kind):
+    message = refused(capsys, "import", "hub", "--tokenizer", kind)
+    assert f"--tokenizer {kind} names a kind" in message
+    assert "gpt2 (as published), FILE, or none" in message
+
+
 def test_without_the_package_it_says_so(hub, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert "pip install 'scratchlm[hf]'; or give a folder" in refused(capsys, "import", "gpt2")

@@ -258,7 +258,7 @@ def test_a_run_of_pairs_is_refused_as_a_whole(here, capsys):
     assert [path.name for path in here.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("kind", ["char", "symbols", "byte", "bpe of characters"])
+@pytest.mark.parametrize("kind", ["char", "symbols", "ids", "byte", "bpe of characters"])
 def test_the_command_for_tokenizers_writes_the_same_file(kind, here, capsys):
     ours = KINDS[kind][0]()
     ours.save("ours.json")

@@ -12,6 +12,7 @@ from scratchlm.errors import InputError
 from scratchlm.interop.hub import hub_folder, import_run
 from scratchlm.interop.peft import import_adapter
 from scratchlm.interop.peft.shared import CONFIG as ADAPTER_CONFIG
+from scratchlm.tokenizers import Tokenizer
 from scratchlm.training.setup import free_folder
 
 
@@ -45,6 +46,11 @@ def command(
     """
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
+    if tokenizer in Tokenizer.kinds and not Path(tokenizer).exists():
+        raise InputError(
+            f"--tokenizer {tokenizer} names a kind, and a model takes the vocabulary that it was trained with: gpt2 "
+            "(as published), FILE, or none for ids only"
+        )
     source = hub_folder(path, unpickle) if base is None else Path(path)
     if base is not None or (source / ADAPTER_CONFIG).is_file():
         return _import_adapter(path, out, base, tokenizer, unpickle)

@@ -25,7 +25,7 @@ from scratchlm.errors import InputError
 from scratchlm.files import new_folder, sync
 from scratchlm.interop.vocabularies import byte_level_names
 from scratchlm.models.gpt import GPTConfig
-from scratchlm.tokenizers import BPETokenizer, Tokenizer
+from scratchlm.tokenizers import BPETokenizer, IdTokenizer, Tokenizer
 
 FILE = "model.gguf"
 
@@ -108,6 +108,11 @@ def _known_shape(shape: GPTConfig) -> GPTConfig:
 
 
 def _known_tokenizer(tokenizer: Tokenizer) -> BPETokenizer:
+    if isinstance(tokenizer, IdTokenizer):
+        raise InputError(
+            "the run's text are ids, and llama.cpp wants the tokenizer that they are of: import the model with it, "
+            "--tokenizer gpt2 or FILE, or export --to hf"
+        )
     if not isinstance(tokenizer, BPETokenizer):
         raise InputError(
             f"the tokenizer is one of {tokenizer.kind}, and llama.cpp's gpt2 has byte-pair encodings; {REMEDY}"
