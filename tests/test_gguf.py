@@ -143,6 +143,21 @@ def test_the_file_says_what_llama_cpp_asks_for(exported):
         assert torch.equal(arrays[f"{name}.weight"], expected.weight), "as it lies here"
 
 
+def test_another_token_may_end_a_text(tmp_path):
+    ours = bpe()
+    other = BPETokenizer(
+        ours.merges,
+        pattern=ours.pattern,
+        byte_order="value",
+        special_tokens=ours.special_tokens,
+        end_of_text="<|user|>",
+    )
+    run, _ = make_run(tmp_path / "run", other)
+    export_gguf(run, run.find("last")[0], tmp_path / "out")
+    fields = gguf.GGUFReader(tmp_path / "out/model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 305
+
+
 LLAMA_CPP = """
 import json, sys
 from cyllama.llama import llama_cpp
