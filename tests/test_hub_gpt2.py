@@ -417,7 +417,7 @@ def test_an_end_that_is_none_here_is_named(hub, capsys, ends, said):
     another_end(hub, eos_token_id=ends)
     out = call(capsys, "import", "hub", "--out", "run")
     assert [line for line in out.splitlines() if "eos_token_id" in line] == [
-        f"there a text ends at the token {end} (eos_token_id), and here not: it is no special token of this bpe "
+        f"in hub the token {end} ends a text (eos_token_id), here it does not: it is no special token of this bpe "
         "tokenizer, or not the one that ends its texts"
         for end in said
     ]

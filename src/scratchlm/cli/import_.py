@@ -68,7 +68,7 @@ def command(
         )
     for end in made.other_ends:
         print(
-            f"there a text ends at the token {end} (eos_token_id), and here not: it is no special token of this "
+            f"in {source} the token {end} ends a text (eos_token_id), here it does not: it is no special token of this "
             f"{made.tokenizer.kind} tokenizer, or not the one that ends its texts"
         )
     print(f"write with it: scratchlm sample {folder}")
