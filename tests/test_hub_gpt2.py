@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as TheirTokenizer
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 import scratchlm
 from hub_folders import PICKLE, SAFETENSORS, call, change, config, contents, file, refused, tensors
@@ -141,6 +141,11 @@ FORMS = {
         n_special=0, predict_special_tokens=True, output_past=True, n_ctx=CONTEXT, id2label={"0": "LABEL_0"},
         label2id={"LABEL_0": 0}, task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}},
     ),
+    "with what generates by default": config(
+        tokenizer_class="GPT2Tokenizer", _attn_implementation_autoset=True, gradient_checkpointing=True, unk_token_id=3,
+        sep_token_id=4, return_dict=True, max_length=20, min_length=1, top_k=50, top_p=0.9, temperature=0.7,
+        num_beams=2, length_penalty=1.0, do_sample=True, repetition_penalty=1.1, typical_p=1.0, early_stopping=True,
+    ),
 }  # fmt: skip
 
 
@@ -161,6 +166,15 @@ def test_transformers_and_back(hub, capsys, form):
     assert written.keys() == theirs.state_dict().keys() - {"lm_head.weight"}
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in written.items())
     assert_same_logits(ours, read_again("again"))
+
+
+@torch.no_grad()
+def test_attention_in_another_order_is_the_same_function(hub, capsys):
+    config(reorder_and_upcast_attn=True)(hub)
+    call(capsys, "import", "hub", "--out", "run")
+    theirs, ids = read_again(hub), torch.randint(ROWS, (2, CONTEXT))
+    assert theirs.config.reorder_and_upcast_attn
+    torch.testing.assert_close(logits_of(scratchlm.load("run")[0], ids), logits_of(theirs, ids), rtol=1e-5, atol=1e-5)
 
 
 def test_the_same_text_greedily(hub, capsys):
@@ -304,6 +318,110 @@ def test_a_tokenizer_that_transformers_saved_is_read(hub, capsys, vocabulary):
     content["post_processor"]["single"].append({"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}})
     (hub / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     assert "post-processor TemplateProcessing" in refused(capsys, "import", "hub", "--out", "again")
+
+
+def as_two_files(folder, vocabulary, **beside):
+    """GPT-2's two files in place of tokenizer.json, and others as JSON."""
+    (folder / "tokenizer.json").unlink()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(vocabulary / name, folder)
+    for name, content in beside.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+PAD = {"content": "[PAD]", "special": True}
+BESIDE = {
+    "by id": {"tokenizer_config": {"added_tokens_decoder": {"281": PAD}}},
+    "by id, and its role": {"added_tokens": {"[PAD]": 281}, "special_tokens_map": {"pad_token": "[PAD]"}},
+    "by its role": {"special_tokens_map": {"pad_token": PAD}},
+    "by its role in the settings": {"tokenizer_config": {"pad_token": "[PAD]", "eos_token": "<|endoftext|>"}},
+    "one of more": {"tokenizer_config": {"extra_special_tokens": ["[PAD]"]}},
+}
+
+
+@pytest.mark.parametrize("case", BESIDE)
+def test_special_tokens_beside_the_vocabulary_are_taken_over(hub, capsys, vocabulary, case):
+    files = {"tokenizer_config": {}, **BESIDE[case]}
+    files["tokenizer_config"] = {"tokenizer_class": "GPT2Tokenizer", **files["tokenizer_config"]}
+    as_two_files(hub, vocabulary, **files)
+    call(capsys, "import", "hub", "--out", "run")
+    tokenizer, theirs = RunFolder("run").tokenizer(), AutoTokenizer.from_pretrained(hub)
+    assert tokenizer.special_tokens == {"<|endoftext|>": END, "[PAD]": 281}
+    assert tokenizer.end_of_text == END
+    text = "the quick[PAD] fox<|endoftext|>"
+    assert tokenizer.encode(text, allowed_special="all") == theirs(text).input_ids
+
+
+REFUSED_BESIDE = {
+    "a space before": ({"tokenizer_config": {"add_prefix_space": True}}, ["config.json has add_prefix_space"]),
+    "not special": ({"added_tokens": {"<new>": 281}}, ["added_tokens.json has the added token '<new>', which is not"]),
+    "not special, by id": (
+        {"tokenizer_config": {"added_tokens_decoder": {"281": {"content": "<new>"}}}},
+        ["tokenizer_config.json has the added token '<new>', which is not special"],
+    ),
+    "another id": ({"added_tokens": {"<|endoftext|>": 281}}, ["'<|endoftext|>' has the id 281, and 280 in the vocab"]),
+    "a flag": (
+        {"tokenizer_config": {"added_tokens_decoder": {"281": {**PAD, "lstrip": True}}}},
+        ["the added token '[PAD]' with lstrip"],
+    ),
+    "an id that is taken": (
+        {"added_tokens": {"[PAD]": 5}, "special_tokens_map": {"pad_token": "[PAD]"}},
+        ["'[PAD]' cannot have the id 5"],
+    ),
+    "of another form": ({"tokenizer_config": {"added_tokens_decoder": [1]}}, ["is damaged"]),
+    "no names": ({"added_tokens": [1]}, ["added_tokens.json is damaged"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED_BESIDE)
+def test_what_lies_beside_a_vocabulary_and_cannot_be_is_refused(hub, capsys, vocabulary, case):
+    beside, words = REFUSED_BESIDE[case]
+    as_two_files(hub, vocabulary, **beside)
+    message = refused(capsys, "import", "hub", "--out", "run")
+    assert all(word in message for word in [*words, REMEDY]), message
+
+
+def another_end(folder, **changed):
+    """The folder with </s> as 281, which ends its texts."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["added_tokens"].append({**content["added_tokens"][0], "id": 281, "content": "</s>"})
+    path.write_text(json.dumps(content), encoding="utf-8")
+    config(**{"eos_token_id": 281, **changed})(folder)
+    (folder / "generation_config.json").unlink()
+
+
+def test_the_end_of_a_text_may_have_another_name(hub, capsys):
+    another_end(hub)
+    assert "eos_token_id" not in call(capsys, "import", "hub", "--out", "run")
+    tokenizer = RunFolder("run").tokenizer()
+    assert (tokenizer.end_of_text, tokenizer.special_tokens["</s>"]) == (281, 281)
+    call(capsys, "export", "run", "--to", "hf", "--out", "out")
+    assert json.loads(Path("out/config.json").read_text(encoding="utf-8"))["eos_token_id"] == 281
+    theirs = AutoTokenizer.from_pretrained("out")
+    assert (theirs.eos_token, theirs.eos_token_id) == ("</s>", 281)
+    call(capsys, "import", "out", "--out", "again")
+    assert RunFolder("again").tokenizer().sha256 == tokenizer.sha256
+    assert RunFolder("again").tokenizer().end_of_text == 281
+
+
+def test_how_texts_are_generated_says_where_they_end(hub, capsys):
+    another_end(hub, eos_token_id=END)
+    (hub / "generation_config.json").write_text(json.dumps({"eos_token_id": [281]}), encoding="utf-8")
+    call(capsys, "import", "hub", "--out", "run")
+    assert RunFolder("run").tokenizer().end_of_text == 281
+
+
+@pytest.mark.parametrize(("ends", "said"), [(17, [17]), ([END, 281], [281]), (ROWS, []), (None, []), ("x", [])])
+def test_an_end_that_is_none_here_is_named(hub, capsys, ends, said):
+    another_end(hub, eos_token_id=ends)
+    out = call(capsys, "import", "hub", "--out", "run")
+    assert [line for line in out.splitlines() if "eos_token_id" in line] == [
+        f"in hub the token {end} ends a text (eos_token_id), here it does not: it is no special token of this bpe "
+        "tokenizer, or not the one that ends its texts"
+        for end in said
+    ]
+    assert RunFolder("run").tokenizer().end_of_text == END
 
 
 def without_tokenizer(folder):
@@ -457,9 +575,32 @@ def test_a_name_is_fetched(hub, capsys, monkeypatch):
     for name, run in (("gpt2", "gpt2"), ("openai-community/gpt2-xl", "gpt2-xl")):
         assert f"{Path('runs') / run}: gpt" in call(capsys, "import", name)
     assert [name for name, _ in asked] == ["gpt2", "openai-community/gpt2-xl"]
-    assert not any("bin" in pattern or "pickle" in pattern for _, patterns in asked for pattern in patterns)
+    assert asked[0][1] == [
+        "config.json", "model*.safetensors", "model.safetensors.index.json", "tokenizer.json", "vocab.json",
+        "merges.txt", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json", "generation_config.json",
+    ]  # fmt: skip
     call(capsys, "import", "hub", "--out", "run")
     assert len(asked) == 2, "a folder is not asked for"
+
+
+def test_a_pickle_is_fetched_on_request_only(hub, capsys, monkeypatch):
+    there = hub.rename("there")
+    torch.save(load_file(there / SAFETENSORS), there / PICKLE)
+    (there / SAFETENSORS).unlink()
+
+    def download(name, allow_patterns):
+        shutil.rmtree("fetched", ignore_errors=True)
+        Path("fetched").mkdir()
+        for path in there.iterdir():
+            if any(path.match(pattern) for pattern in allow_patterns):
+                shutil.copy(path, "fetched")
+        return "fetched"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    download("", ["config.json", "*.json"])
+    message = refused(capsys, "import", "some/pickled")
+    assert "has its weights only as a pickle, which is not fetched without --unpickle" in message
+    assert f"out of {Path('fetched') / PICKLE}" in call(capsys, "import", "some/pickled", "--unpickle")
 
 
 def unreachable(name, **_):
@@ -474,6 +615,7 @@ def unreachable(name, **_):
         ("a/b/c", ["'a/b/c' is no folder, and no model's name"]),
         ("", ["'' is no folder, and no model's name"]),
         ("hub/config.json", ["config.json is a file"]),
+        ("hub/modle", ["hub/modle is no folder: hub is one, without modle in it"]),
         ("x" * 5000, ["File name too long"]),
         ("a\0b", ["no folder, and no model's name"]),
     ],
@@ -482,6 +624,13 @@ def test_what_is_neither_a_folder_nor_there_to_be_fetched(hub, capsys, monkeypat
     monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
     message = refused(capsys, "import", name)
     assert all(word in message for word in [*words, "with config.json, model.safetensors and tokenizer.json in it"])
+
+
+@pytest.mark.parametrize("kind", ["bpe", "ids", "byte"])
+def test_a_kind_is_no_vocabulary(hub, capsys, kind):
+    message = refused(capsys, "import", "hub", "--tokenizer", kind)
+    assert f"--tokenizer {kind} names a kind" in message
+    assert "gpt2 (as published), FILE, or none" in message
 
 
 def test_without_the_package_it_says_so(hub, capsys, monkeypatch):

@@ -16,7 +16,14 @@ from scratchlm.config import make_config
 from scratchlm.errors import InputError
 from scratchlm.interop.vocabularies import import_vocabulary, write_hub_tokenizer
 from scratchlm.interop.vocabularies.tokenizer_json import NO_WORD, tokenizer_json
-from scratchlm.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, PairTokenizer, SymbolTokenizer
+from scratchlm.tokenizers import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharacterTokenizer,
+    IdTokenizer,
+    PairTokenizer,
+    SymbolTokenizer,
+)
 from scratchlm.tokenizers.base import END_OF_TEXT
 from scratchlm.tokenizers.splitting import PATTERNS
 
@@ -48,6 +55,7 @@ KINDS = {
     "char, no end": (lambda: CharacterTokenizer(CHARACTERS), OF_CHARACTERS),
     "symbols": (lambda: SymbolTokenizer(SYMBOLS, end_of_text=True), OF_SYMBOLS),
     "symbols, no end": (lambda: SymbolTokenizer([*SYMBOLS, END_OF_TEXT, "naïve"]), OF_SYMBOLS),
+    "ids": (lambda: IdTokenizer(40), st.lists(st.integers(0, 39)).map(lambda ids: "\n".join(map(str, ids)))),
     "byte": (ByteTokenizer, ANY),
     **{f"bpe {pattern}": (functools.partial(bpe, pattern), ANY) for pattern in PATTERNS},
     "bpe own pattern": (lambda: bpe(r"\p{L}+|[^\p{L}]", special=(), ties="first"), ANY),
@@ -87,7 +95,8 @@ def test_what_is_known_of_it_is_the_same(opened):
     assert theirs.eos_token_id == theirs.bos_token_id == ours.end_of_text
     assert theirs.eos_token == (None if ours.end_of_text is None else END_OF_TEXT)
     assert theirs.unk_token is None
-    assert theirs.clean_up_tokenization_spaces is False  # which would take the space out of "a ."
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert settings["clean_up_tokenization_spaces"] is False  # which would take the space out of "a ."
     assert theirs.pad_token is None
     assert {path.name for path in folder.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
@@ -99,7 +108,7 @@ def test_it_opens_by_name_and_beside_a_gpt2(opened, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     content = {"model_type": "gpt2", "vocab_size": ours.vocab_size, "bos_token_id": None, "eos_token_id": None}
     (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
-    text = "ab <\n" if ours.kind == "char" else "AH [UNK]" if ours.kind == "symbols" else TEXT
+    text = {"char": "ab <\n", "symbols": "AH [UNK]", "ids": " 3 12\n"}.get(ours.kind, TEXT)
     for cls in (transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast):
         again = cls.from_pretrained(tmp_path)
         alike(ours, again, text)
@@ -132,7 +141,7 @@ def backend(kind):
     return ours, hf.Tokenizer.from_str(tokenizer_json(ours))
 
 
-@pytest.mark.parametrize("kind", ["char", "char, no end", "symbols", "symbols, no end"])
+@pytest.mark.parametrize("kind", ["char", "char, no end", "symbols", "symbols, no end", "ids"])
 @settings(max_examples=40, deadline=None)
 @given(text=ANY)
 @example(text="[UNK] <unk> z")
@@ -249,7 +258,7 @@ def test_a_run_of_pairs_is_refused_as_a_whole(here, capsys):
     assert [path.name for path in here.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("kind", ["char", "symbols", "byte", "bpe of characters"])
+@pytest.mark.parametrize("kind", ["char", "symbols", "ids", "byte", "bpe of characters"])
 def test_the_command_for_tokenizers_writes_the_same_file(kind, here, capsys):
     ours = KINDS[kind][0]()
     ours.save("ours.json")

@@ -191,6 +191,22 @@ def test_what_tokenizers_has_saved_encodes_alike(pattern, spelling, tmp_path):
     assert ours.encode(text, allowed_special="all") == theirs.encode(text).ids
 
 
+def test_how_tokenizers_was_last_called_changes_no_id(tmp_path):
+    theirs = hf.Tokenizer.from_str(trained_by_tokenizers().to_str())
+    plain = import_vocabulary(exported_by(theirs, tmp_path))
+    theirs.post_processor = hf.processors.Sequence([hf.processors.ByteLevel(trim_offsets=False)])
+    theirs.decoder = hf.decoders.Sequence([hf.decoders.ByteLevel()])
+    theirs.enable_truncation(9)
+    theirs.enable_padding(length=9)
+    assert import_vocabulary(exported_by(theirs, tmp_path)).sha256 == plain.sha256
+    assert plain.encode("to be") == theirs.encode("to be").ids[: len(plain.encode("to be"))]
+
+
+def exported_by(theirs, folder):
+    theirs.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
 def test_gpt2s_two_files_encode_alike(tmp_path):
     theirs = hf.ByteLevelBPETokenizer()
     theirs.train_from_iterator([play()], vocab_size=500)
@@ -474,8 +490,16 @@ NOT_TAKEN = {
     "normalizer": (lambda content: content | {"normalizer": {"type": "NFC"}}, "the normalizer NFC"),
     "template": (lambda content: content | {"post_processor": {"type": "TemplateProcessing"}}, "TemplateProcessing"),
     "decoder": (lambda content: content | {"decoder": {"type": "Metaspace"}}, "the decoder Metaspace"),
-    "truncation": (lambda content: content | {"truncation": {"max_length": 9}}, "truncation"),
-    "padding": (lambda content: content | {"padding": {"pad_id": 0}}, "padding"),
+    "two decoders": (
+        lambda content: content | {"decoder": {"type": "Sequence", "decoders": [{"type": "ByteLevel"}] * 2}},
+        "the decoder Sequence",
+    ),
+    "a post-processor in a sequence": (
+        lambda content: content | {
+            "post_processor": {"type": "Sequence", "processors": [{"type": "TemplateProcessing"}]}
+        },
+        "TemplateProcessing",
+    ),
     "lstrip": (added(lstrip=True), "with lstrip"),
     "rstrip": (added(rstrip=True), "with rstrip"),
     "single word": (added(single_word=True), "with single_word"),

@@ -14,6 +14,13 @@ from scratchlm.errors import InputError
 FORMAT_VERSION = 1
 
 
+def neighbour(path: Path, suffix: str) -> Path:
+    """The place beside a folder, also one called . or .., that has its name and a suffix."""
+    if path.name in ("", ".."):
+        return path / ".." / f"{path.resolve().name}-{suffix}"
+    return path.with_name(f"{path.name}-{suffix}")
+
+
 def sync(path: Path) -> None:
     """Have the system write a file, or a folder's entries, to the disk."""
     if path.is_dir() and os.name == "nt":  # Windows opens no folders

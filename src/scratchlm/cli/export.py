@@ -6,6 +6,7 @@ from typing import Literal
 from scratchlm.checkpoint import RunFolder
 from scratchlm.cli.sample import introduce
 from scratchlm.errors import InputError
+from scratchlm.files import neighbour
 
 
 def command(
@@ -38,7 +39,7 @@ def command(
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
     run = RunFolder.open(directory, base)
-    folder = Path(out) if out else run.path.parent / f"{run.path.resolve().name}-{to}"
+    folder = Path(out) if out else neighbour(run.path, to)
     found, damaged = run.find(checkpoint)
     match to:
         case "hf":
@@ -51,5 +52,10 @@ def command(
             from scratchlm.interop.onnx import export_onnx as write
     write(run, found, folder)
     introduce(run, found, damaged)
+    if to == "hf" and run.config().arch == "backpack":
+        print(
+            "BackpackGPT2LMHeadModel of the hub's code opens it; AutoModelForCausalLM would make a GPT-2 of random "
+            "weights"
+        )
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0

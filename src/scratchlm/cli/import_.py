@@ -12,6 +12,7 @@ from scratchlm.errors import InputError
 from scratchlm.interop.hub import hub_folder, import_run
 from scratchlm.interop.peft import import_adapter
 from scratchlm.interop.peft.shared import CONFIG as ADAPTER_CONFIG
+from scratchlm.tokenizers import Tokenizer
 from scratchlm.training.setup import free_folder
 
 
@@ -47,7 +48,12 @@ def command(
         raise InputError("--out is empty; name a folder, or leave it out")
     if base is not None:
         return _import_adapter(path, out, base, tokenizer, unpickle)
-    source = hub_folder(path)
+    if tokenizer in Tokenizer.kinds and not Path(tokenizer).exists():
+        raise InputError(
+            f"--tokenizer {tokenizer} names a kind, and a model takes the vocabulary that it was trained with: gpt2 "
+            "(as published), FILE, or none for ids only"
+        )
+    source = hub_folder(path, unpickle)
     if (source / ADAPTER_CONFIG).is_file():
         raise InputError(f"{path} is an adapter, and no model by itself; name the run that it is for: --base DIR")
     folder = Path(out) if out else free_folder(Path(path).resolve().name)
@@ -61,6 +67,11 @@ def command(
         print(
             f"the model has {shape.vocab_size:,} rows for {known:,} tokens: ids from {known:,} on count in its "
             "probabilities and are never drawn"
+        )
+    for end in made.other_ends:
+        print(
+            f"in {source} the token {end} ends a text (eos_token_id), here it does not: it is no special token of this "
+            f"{made.tokenizer.kind} tokenizer, or not the one that ends its texts"
         )
     print(f"write with it: scratchlm sample {folder}")
     return 0

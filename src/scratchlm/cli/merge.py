@@ -11,6 +11,7 @@ from scratchlm import runtime
 from scratchlm.checkpoint import Checkpoint, RunFolder, find_base, restore_weights, starting_model
 from scratchlm.cli.sample import introduce
 from scratchlm.errors import InputError
+from scratchlm.files import neighbour
 from scratchlm.generation import inference
 from scratchlm.lora import fold
 from scratchlm.model import LanguageModel, Source
@@ -38,7 +39,7 @@ def command(directory: str, /, *, out: str | None = None, base: str | None = Non
     config = run.config()
     if config.lora is None:
         raise InputError(f"{directory} has no adapter that could be merged: its weights are plain already")
-    folder = Path(out) if out else run.path.parent / f"{run.path.resolve().name}-merged"
+    folder = Path(out) if out else neighbour(run.path, "merged")
     found, damaged = run.find(checkpoint)
     model, difference = _folded(run, found)
     under = RunFolder(find_base(run).path.parents[1])

@@ -25,8 +25,7 @@ from scratchlm.errors import InputError
 from scratchlm.files import new_folder, sync
 from scratchlm.interop.vocabularies import byte_level_names
 from scratchlm.models.gpt import GPTConfig
-from scratchlm.tokenizers import BPETokenizer, Tokenizer
-from scratchlm.tokenizers.base import END_OF_TEXT
+from scratchlm.tokenizers import BPETokenizer, IdTokenizer, Tokenizer
 
 FILE = "model.gguf"
 
@@ -79,8 +78,9 @@ def export_gguf(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
         writer.add_token_list(tokens)
         writer.add_token_types([gguf.TokenType[kind] for kind in types])
         writer.add_token_merges([f"{tokens[left]} {tokens[right]}" for left, right in tokenizer.merges])
-        writer.add_bos_token_id(tokenizer.special_tokens[END_OF_TEXT])
-        writer.add_eos_token_id(tokenizer.special_tokens[END_OF_TEXT])
+        if tokenizer.end_of_text is not None:  # which _known_tokenizer has seen
+            writer.add_bos_token_id(tokenizer.end_of_text)
+            writer.add_eos_token_id(tokenizer.end_of_text)
         writer.add_add_bos_token(False)
         for name, array in _arrays(plain_weights(run, checkpoint), shape).items():
             writer.add_tensor(name, array)
@@ -108,6 +108,11 @@ def _known_shape(shape: GPTConfig) -> GPTConfig:
 
 
 def _known_tokenizer(tokenizer: Tokenizer) -> BPETokenizer:
+    if isinstance(tokenizer, IdTokenizer):
+        raise InputError(
+            "the run's text are ids, and llama.cpp wants the tokenizer that they are of: import the model with it, "
+            "--tokenizer gpt2 or FILE, or export --to hf"
+        )
     if not isinstance(tokenizer, BPETokenizer):
         raise InputError(
             f"the tokenizer is one of {tokenizer.kind}, and llama.cpp's gpt2 has byte-pair encodings; {REMEDY}"
@@ -119,7 +124,7 @@ def _known_tokenizer(tokenizer: Tokenizer) -> BPETokenizer:
             f"the tokenizer's pattern is {tokenizer.pattern}, and llama.cpp cuts text alike by "
             f"{' and '.join(PRE_TOKENIZERS)} alone; {REMEDY}"
         )
-    if END_OF_TEXT not in tokenizer.special_tokens:
+    if tokenizer.end_of_text is None:
         raise InputError(
             f"the tokenizer has no end-of-text token, and llama.cpp would end its texts at the token 11; {REMEDY}"
         )

@@ -249,7 +249,7 @@ def _described(value: Any) -> dict[str, Any]:
 def export_onnx(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
     """A checkpoint that was verified, as a folder of a graph, what goes in and out of it, and the tokenizer.
 
-    Weights beyond 2 GB lie beside the graph, in model.onnx.data.
+    Weights beyond 1.5 GiB lie beside the graph, in model.onnx.data: torch decides, and a protobuf ends at 2 GiB.
     Raises InputError for a run that cannot be a graph, where packages are missing, and where the folder is there
     already; nothing is left behind then.
     """

@@ -6,7 +6,7 @@ Scaling Factor for Fine-Tuning with LoRA"; Liu et al. 2024, "DoRA: Weight-Decomp
     paper                                               here
     h = W_0 x + s B A x                (LoRA, 3)        Adaptation.branch, where a matrix is called as a module
     W = W_0 + s B A                                     Changed, where it is read as a tensor; merge
-    s = alpha / r, rsLoRA: alpha / sqrt(r)              Matrix.scale (targets.py) 
+    s = alpha / r, rsLoRA: alpha / sqrt(r)              Matrix.scale (targets.py)
     A from a Gaussian, B = 0           (section 4.1)    LowRank: A uniform, of the same use (Kaiming, a = sqrt 5)
     W' = m (W_0 + s B A) / |W_0 + s B A|   (DoRA, 5)    LowRank.factors; the norm is a constant in the backward pass
                                                         (section 4.3)

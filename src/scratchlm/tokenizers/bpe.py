@@ -89,8 +89,11 @@ class BPETokenizer(Tokenizer):
         byte_order: ByteOrder = "gpt2",
         characters: str | None = None,
         special_tokens: Mapping[str, int] | None = None,
+        end_of_text: str = END_OF_TEXT,
     ) -> None:
         """The n-th of `merges`, pairs of ids, makes the n-th id after the bytes and the `characters`, if any.
+
+        `end_of_text`: the special token that ends a text, if it is there.
 
         Raises InputError for a pair of tokens that are not there yet, for a pattern that is no regular expression,
         and for special tokens whose ids are taken.
@@ -130,7 +133,7 @@ class BPETokenizer(Tokenizer):
                     f"and the ids must differ and be {first} or more, but not far beyond"
                 )
         self.vocab_size = max(len(self._tokens), 1 + max(self._names, default=0))
-        self.end_of_text = self.special_tokens.get(END_OF_TEXT)
+        self._end, self.end_of_text = end_of_text, self.special_tokens.get(end_of_text)
         self._cache: dict[bytes, list[int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -374,6 +377,7 @@ class BPETokenizer(Tokenizer):
             "byte_order": self.byte_order,
             "characters": self.characters,
             "special_tokens": self.special_tokens,
+            **({} if self._end == END_OF_TEXT else {"end_of_text": self._end}),
             "merges": [f"{left} {right}" for left, right in self.merges],
         }
         return {**settings, "sha256": content_sha256(settings)}
@@ -385,6 +389,7 @@ class BPETokenizer(Tokenizer):
         return cls(
             ((int(left), int(right)) for left, right in (merge.split(" ") for merge in settings["merges"])),
             **{name: settings[name] for name in ("pattern", "byte_order", "characters", "special_tokens")},
+            end_of_text=settings.get("end_of_text", END_OF_TEXT),
         )
 
 

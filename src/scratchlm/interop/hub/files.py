@@ -13,16 +13,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scratchlm.errors import InputError
+from scratchlm.interop.vocabularies import BESIDE
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = f"{SAFETENSORS}.index.json"
+GENERATION = "generation_config.json"
 TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt")
 _HUB_NAME = re.compile(r"(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 
 
-def hub_folder(name: str) -> Path:
+def hub_folder(name: str, unpickle: bool = False) -> Path:
     """The folder that a path means, or, where there is none, that a model's name on the hub means: it is fetched then.
 
+    `unpickle`: a pickle of weights too.
     Raises InputError where it is neither, and where the hub has it not or cannot be reached.
     """
     path = Path(name)
@@ -37,6 +40,8 @@ def hub_folder(name: str) -> Path:
         raise InputError(f"{name} is a file; give {wanted}")
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{name!r} is no folder, and no model's name on the hub, such as gpt2; give {wanted}")
+    if path.parent != Path() and path.parent.is_dir():
+        raise InputError(f"{name} is no folder: {path.parent} is one, without {path.name} in it; give {wanted}")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -44,13 +49,21 @@ def hub_folder(name: str) -> Path:
             f"{name} is no folder, and to fetch it from the hub takes a package: pip install 'scratchlm[hf]'; "
             f"or give {wanted}"
         ) from error
+    patterns = [CONFIG, "model*.safetensors", INDEX, *TOKENIZER, *BESIDE, GENERATION, *[PICKLE] * unpickle]
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, "model*.safetensors", INDEX, *TOKENIZER]))
+        fetched = Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # what a network, a disk, or the hub's answer may be
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")  # of several lines one
         raise InputError(
             f"{name} is no folder, and could not be fetched from the hub ({reason}); give {wanted}"
         ) from error
+    there = {file.name for file in fetched.iterdir()}
+    if CONFIG in there and not unpickle and not there & {SAFETENSORS, INDEX}:
+        raise InputError(
+            f"{name} has its weights only as a pickle, which is not fetched without --unpickle, since it may run code "
+            "of whoever made it; add that if you trust where the file comes from"
+        )
+    return fetched
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -117,6 +130,16 @@ class TensorFiles(Mapping[str, Tensor]):
         return len(self._places)
 
 
+def text_ends(path: Path, content: Mapping[str, Any]) -> list[int]:
+    """The ids of the tokens that end a text there, which generation_config.json says, or else config.json."""
+    said = None
+    if (path / GENERATION).is_file():
+        said = _json_object(path / GENERATION, "get the file again").get("eos_token_id")
+    if said is None:
+        said = content.get("eos_token_id")
+    return [token for token in (said if isinstance(said, list) else [said]) if type(token) is int]
+
+
 def _json_object(file: Path, otherwise: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
@@ -169,4 +192,10 @@ def _unpickled(file: Path) -> dict[str, Tensor]:
     named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise InputError(f"{file} holds no tensors by name, as a model's state_dict does; name another folder")
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise InputError(
+                f"{file}: {name} is no dense tensor ({tensor.layout}, {tensor.dtype}, on {tensor.device}); save the "
+                "model's weights dense, on the CPU"
+            )
     return dict(tensors)

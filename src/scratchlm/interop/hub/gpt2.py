@@ -27,16 +27,22 @@ TRUNK = "transformer."
 SWITCHES: dict[str, tuple[Any, str]] = {
     "layer_norm_epsilon": (1e-5, "norms here add 1e-5"),
     "scale_attn_weights": (True, "attention here divides its scores by the root of a head's width"),
-    "reorder_and_upcast_attn": (False, "attention here is computed in one precision, in one order"),
     "tie_word_embeddings": (True, "a model here reads out with its embedding"),
 }
 
-# of how a model is made, kept or called; nothing of what it computes
+# of how a model is made, kept, called, or drawn from; nothing of what it computes in float32
 OF_NO_EFFECT = {
-    "_name_or_path", "_num_labels", "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "id2label",
-    "initializer_range", "label2id", "model_type", "num_labels", "output_past", "pad_token_id",
-    "predict_special_tokens", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-    "summary_use_proj", "task_specific_params", "torch_dtype", "transformers_version", "use_cache",
+    "_attn_implementation_autoset", "_name_or_path", "_num_labels", "architectures", "auto_map", "bos_token_id",
+    "dtype", "eos_token_id", "gradient_checkpointing", "id2label", "initializer_range", "label2id", "model_type",
+    "num_labels", "output_attentions", "output_hidden_states", "output_past", "pad_token_id", "predict_special_tokens",
+    "reorder_and_upcast_attn", "return_dict", "sep_token_id", "summary_activation", "summary_first_dropout",
+    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class",
+    "torch_dtype", "transformers_version", "unk_token_id", "use_cache",
+    "begin_suppress_tokens", "bad_words_ids", "diversity_penalty", "do_sample", "early_stopping",
+    "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id",
+    "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_return_sequences", "output_scores", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate",
+    "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
 }  # fmt: skip
 
 BLOCK = {

@@ -95,7 +95,7 @@ class Layout:
 
     def _check_tied(self, tensors: Mapping[str, Tensor], name: str, alias: str) -> None:
         one, other = tensors[name], tensors[alias]
-        if one.dtype != other.dtype or not torch.equal(one, other):
+        if not torch.equal(one, other):
             raise InputError(
                 f"{alias} differs from {name}, and the two are one tensor in a {self.architectures[0]}; "
                 "take the weights from a model that ties them"
@@ -110,10 +110,9 @@ def our_tensor(tensor: Tensor, place: Place, shape: tuple[int, ...]) -> Tensor:
     lies = tuple(reversed(shape)) if place.transposed else shape
     if tuple(tensor.shape) != lies:
         raise InputError(f"{place.name} has the shape {tuple(tensor.shape)}; by config.json it is {lies}")
-    if tensor.dtype not in WIDENED or tensor.layout != torch.strided:
+    if tensor.dtype not in WIDENED:
         raise InputError(
-            f"{place.name} is {tensor.dtype}, {tensor.layout}; dense float32, float16 and bfloat16 can be read: save "
-            "the model in one of these"
+            f"{place.name} is {tensor.dtype}; float32, float16 and bfloat16 can be read: save the model in one of these"
         )
     # one copy at most: a tensor that lies as it should stays a view of the file
     turned = tensor.mT if place.transposed else tensor

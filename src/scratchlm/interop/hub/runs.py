@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from scratchlm.config import RunConfig, make_config
 from scratchlm.errors import InputError
 from scratchlm.files import file_sha256, new_folder, sync
 from scratchlm.interop.hub.backpack import BACKPACK
-from scratchlm.interop.hub.files import CONFIG, SAFETENSORS, TOKENIZER, TensorFiles, read_config
+from scratchlm.interop.hub.files import CONFIG, SAFETENSORS, TOKENIZER, TensorFiles, read_config, text_ends
 from scratchlm.interop.hub.gpt2 import GPT2
 from scratchlm.interop.hub.layout import Layout, our_tensor
-from scratchlm.interop.vocabularies import import_vocabulary, write_hub_tokenizer
-from scratchlm.tokenizers import IdTokenizer, Tokenizer
+from scratchlm.interop.vocabularies import import_vocabulary, special_tokens, with_special, write_hub_tokenizer
+from scratchlm.tokenizers import BPETokenizer, IdTokenizer, Tokenizer
 
 LAYOUTS = {"gpt": GPT2, "backpack": BACKPACK}
 NO_DATA = "none"  # what an imported run's settings call its text
@@ -31,13 +31,17 @@ NO_TOKENIZER = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What an import has made: the run, the file of its weights, and what they were there."""
+    """What an import has made: the run, the file of its weights, and what they were there.
+
+    `other_ends`: ids of the model that end a text there, and not here.
+    """
 
     run: RunFolder
     config: RunConfig
     tokenizer: Tokenizer
     file: Path
     dtypes: frozenset[torch.dtype]
+    other_ends: list[int]
 
 
 def import_run(
@@ -55,8 +59,9 @@ def import_run(
         shape = layout.read_shape(content)
         kept_as = str(path) if named is None else IdTokenizer.kind if named == NO_TOKENIZER else named
         config = make_config({"arch": arch, "data": NO_DATA, "tokenizer": kept_as, "model": shape})
+    ends = text_ends(path, content)
     if named is None:
-        tokenizer = _own_tokenizer(path)
+        tokenizer = _own_tokenizer(path, ends)
     else:
         tokenizer = IdTokenizer(config.model.vocab_size) if named == NO_TOKENIZER else open_tokenizer(named)
     if config.model.vocab_size < tokenizer.vocab_size:
@@ -77,7 +82,8 @@ def import_run(
     source = {"folder": str(path), "sha256": {part.name: file_sha256(part) for part in tensors.parts}}
     manifest = {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions(), "imported": source}
     run = RunFolder.create(folder, config, tokenizer, weights, manifest)
-    return Imported(run=run, config=config, tokenizer=tokenizer, file=tensors.file, dtypes=dtypes)
+    other = [end for end in ends if 0 <= end < config.model.vocab_size and end != tokenizer.end_of_text]
+    return Imported(run=run, config=config, tokenizer=tokenizer, file=tensors.file, dtypes=dtypes, other_ends=other)
 
 
 def export_run(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
@@ -130,12 +136,20 @@ def _layout(path: Path, content: Mapping[str, Any]) -> tuple[str, Layout]:
     raise InputError(f"{path / CONFIG}: architectures is {named!r}; what can be imported: {known}")
 
 
-def _own_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer that the folder has. Raises InputError where there is none, or none that can be read."""
+def _own_tokenizer(path: Path, ends: Sequence[int]) -> Tokenizer:
+    """The tokenizer that the folder has; the first of `ends` that is a special token of it ends a text.
+
+    Raises InputError where there is none, or none that can be read.
+    """
     remedy = f"give another: --tokenizer gpt2, --tokenizer FILE, or --tokenizer {NO_TOKENIZER} for ids only"
     if not any((path / name).is_file() for name in TOKENIZER):
         raise InputError(f"{path} has no tokenizer: no {', no '.join(TOKENIZER)}; {remedy}")
     try:
-        return import_vocabulary(path)
+        tokenizer = import_vocabulary(path)
     except InputError as error:
         raise InputError(f"{error}; or {remedy}") from error
+    names = {number: name for name, number in special_tokens(tokenizer).items()}
+    for end in ends:
+        if end in names and tokenizer.end_of_text not in ends and isinstance(tokenizer, BPETokenizer):
+            return with_special(tokenizer, tokenizer.special_tokens, names[end])
+    return tokenizer

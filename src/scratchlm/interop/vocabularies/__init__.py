@@ -9,6 +9,7 @@
 What a file cannot say, or what is said in one that this tokenizer does not do, is refused.
 """
 
+from scratchlm.interop.vocabularies.beside import BESIDE, special_tokens, with_special
 from scratchlm.interop.vocabularies.published import PUBLISHED
 from scratchlm.interop.vocabularies.reading import import_vocabulary, named_vocabulary
 from scratchlm.interop.vocabularies.shared import FORMATS
@@ -16,11 +17,14 @@ from scratchlm.interop.vocabularies.tokenizer_json import byte_level_names, writ
 from scratchlm.interop.vocabularies.writing import export_vocabulary
 
 __all__ = [
+    "BESIDE",
     "FORMATS",
     "PUBLISHED",
     "byte_level_names",
     "export_vocabulary",
     "import_vocabulary",
     "named_vocabulary",
+    "special_tokens",
+    "with_special",
     "write_hub_tokenizer",
 ]

@@ -11,10 +11,18 @@ import regex
 
 from scratchlm import tokenizers
 from scratchlm.errors import InputError
+from scratchlm.interop.vocabularies.beside import completed
 from scratchlm.interop.vocabularies.published import find_published, keep, published
 from scratchlm.interop.vocabularies.shared import FORMATS, SPELLINGS, VALUES, Pair, check_oniguruma, recover_merges
 from scratchlm.interop.vocabularies.tokenizer_json import tokenizer_json
-from scratchlm.tokenizers import BPETokenizer, ByteTokenizer, CharacterTokenizer, SymbolTokenizer, Tokenizer
+from scratchlm.tokenizers import (
+    BPETokenizer,
+    ByteTokenizer,
+    CharacterTokenizer,
+    IdTokenizer,
+    SymbolTokenizer,
+    Tokenizer,
+)
 from scratchlm.tokenizers.bpe import ByteOrder, byte_values
 from scratchlm.tokenizers.splitting import PATTERNS
 
@@ -35,8 +43,9 @@ def import_vocabulary(
 ) -> Tokenizer:
     """The tokenizer of a file: of tiktoken, tokenizers, minbpe or GPT-2, or of scratchlm itself.
 
-    GPT-2's two files are given as their folder or as one of them. `pattern` and `special` are for files that do not
-    say them: tiktoken's, where it is no published one, and the pattern for GPT-2's, where it is not `gpt2`.
+    GPT-2's two files are given as their folder or as one of them; of a folder its other files count too (beside.py).
+    `pattern` and `special` are for files that do not say them: tiktoken's, where it is no published one, and the
+    pattern for GPT-2's, where it is not `gpt2`.
     Of tokenizer.json files without merges those are read that were written here.
     A published vocabulary is kept, so that it is found by its name from then on.
     Raises InputError for damaged files, and for what this tokenizer does not do.
@@ -48,7 +57,7 @@ def import_vocabulary(
         names = [name for name in ("tokenizer.json", *PAIRS) if (path / name).is_file()]
         if not names:
             raise InputError(f"{path} has no vocabulary: no tokenizer.json, {' and no '.join(PAIRS)}; name the file")
-        path /= names[0]
+        return completed(path, import_vocabulary(path / names[0], pattern, special))
     for merges, ids in PAIRS.items():
         if path.name in (merges, ids):
             path, beside = path.with_name(merges), path.with_name(ids)
@@ -281,11 +290,13 @@ def _by_name(
 
 
 def _without_merges(content: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer of characters, symbols or bytes whose tokenizer.json this is (tokenizer_json.py), if it is one."""
+    """The tokenizer of characters, symbols, ids or bytes that has written this (tokenizer_json.py), if one has."""
     kinds: list[Callable[[], Tokenizer]] = [ByteTokenizer]
     if content["model"].get("type") == "WordLevel":
         names, end = list(content["model"]["vocab"]), bool(content.get("added_tokens"))
         kinds = [lambda: CharacterTokenizer("".join(names), end), lambda: SymbolTokenizer(names, end)]
+        if names == [str(number) for number in range(len(names))]:
+            kinds.insert(0, lambda: IdTokenizer(len(names)))
     for make in kinds:
         with suppress(InputError):
             made = make()
@@ -296,10 +307,10 @@ def _without_merges(content: Mapping[str, Any]) -> Tokenizer | None:
 
 def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer:
     model = content["model"]
+    processor, decoder = _alone(content.get("post_processor")), _alone(content.get("decoder"))
     special: dict[str, int] = {}
 
-    def kind(name: str) -> str | None:
-        part = content.get(name)
+    def kind(part: Mapping[str, Any] | None) -> str | None:
         return None if part is None else part["type"]
 
     features = {
@@ -307,12 +318,10 @@ def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer
         "dropout": bool(model.get("dropout")),
         "a prefix inside words": bool(model.get("continuing_subword_prefix")),
         "a suffix at the end of words": bool(model.get("end_of_word_suffix")),
-        f"the normalizer {kind('normalizer')}": kind("normalizer") is not None,
-        f"the post-processor {kind('post_processor')}": not _adds_nothing(content.get("post_processor")),
-        f"the decoder {kind('decoder')}": kind("decoder") not in (None, "ByteLevel"),
-        "truncation": content.get("truncation") is not None,
-        "padding": content.get("padding") is not None,
-    }
+        f"the normalizer {kind(content.get('normalizer'))}": content.get("normalizer") is not None,
+        f"the post-processor {kind(processor)}": not _adds_nothing(processor),
+        f"the decoder {kind(decoder)}": kind(decoder) not in (None, "ByteLevel"),
+    }  # truncation and padding say how it was last called, and nothing of what a text is
     for added in content.get("added_tokens") or ():
         name = added["content"]
         if type(added["id"]) is not int:
@@ -332,6 +341,14 @@ def _read_tokenizer_json(path: Path, content: Mapping[str, Any]) -> BPETokenizer
     vocabulary = {name: number for name, number in model["vocab"].items() if name not in special}
     merges, order = _by_name(path, vocabulary, pairs, whole_chunks=bool(model.get("ignore_merges")))
     return _made(path, merges, pattern=pattern, byte_order=order, special_tokens=special)
+
+
+def _alone(part: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The one part of a Sequence that has one."""
+    if part is not None and part["type"] == "Sequence":
+        inner = part.get("processors", part.get("decoders", ()))
+        return _alone(inner[0]) if len(inner) == 1 else part
+    return part
 
 
 def _adds_nothing(processor: Mapping[str, Any] | None) -> bool:

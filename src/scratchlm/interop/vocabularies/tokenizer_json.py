@@ -18,6 +18,7 @@ from typing import Any
 
 from scratchlm.errors import InputError
 from scratchlm.files import replace_file
+from scratchlm.interop.vocabularies.beside import special_tokens
 from scratchlm.interop.vocabularies.shared import VALUES, check_oniguruma, shown
 from scratchlm.tokenizers import (
     BPETokenizer,
@@ -46,7 +47,8 @@ def write_hub_tokenizer(tokenizer: Tokenizer, folder: Path, context: int | None)
     transformers' decode writes a special token by its name, and leaves it out as ours does with skip_special_tokens.
     Raises InputError for what a tokenizer.json cannot say.
     """
-    end = {} if tokenizer.end_of_text is None else {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    ends = [name for name, number in special_tokens(tokenizer).items() if number == tokenizer.end_of_text]
+    end = {role: name for name in ends for role in ("bos_token", "eos_token")}
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # transformers 4 and 5 open any tokenizer.json with it
         **({} if context is None else {"model_max_length": context}),
@@ -60,7 +62,7 @@ def write_hub_tokenizer(tokenizer: Tokenizer, folder: Path, context: int | None)
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The text of a tokenizer.json. Raises InputError for what it cannot say."""
-    special = {} if tokenizer.end_of_text is None else {END_OF_TEXT: tokenizer.end_of_text}
+    special = special_tokens(tokenizer)
     match tokenizer:
         case BPETokenizer(characters=None):
             return _byte_level(tokenizer)
