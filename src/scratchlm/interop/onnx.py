@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from scratchlm.checkpoint import Checkpoint, RunFolder, build_model, plain_weights
+from scratchlm.checkpoint import Checkpoint, RunFolder, plain_model
 from scratchlm.errors import InputError
 from scratchlm.files import new_folder, sync, write_json
 from scratchlm.model import KV, LanguageModel, Recordable, State
@@ -260,8 +260,7 @@ def export_onnx(run: RunFolder, checkpoint: Checkpoint, folder: Path) -> None:
         raise InputError(f"--to onnx needs two more packages: pip install 'scratchlm[onnx]' ({error})") from error
     config, tokenizer = run.config(), run.tokenizer()
     with new_folder(folder) as beside:
-        model = build_model(config).eval()
-        model.load_state_dict(plain_weights(run, checkpoint), assign=True)
+        model = plain_model(run, checkpoint).eval()
         context = model.context
         program = traced(model)
         program.save(beside / GRAPH)
