@@ -363,6 +363,11 @@ def test_an_architecture_of_ones_own(cli, toy_registered):
         assert "ToyLayer" in shown.out
         assert "None" not in shown.out
     assert "--model.dim INT Width of the hidden vectors. [default: 16]" in plain(cli("train", "toy", "--help").out)
+    tuned = cli("finetune", "run", "--data", "small.txt", "--lora.rank", 2, "--steps", 2, "--out", "lora")
+    assert tuned.code == 0
+    assert "an adapter of rank 2 beside" in tuned.err
+    assert cli("merge", "lora", "--out", "merged").code == 0
+    assert cli("sample", "merged", "--tokens", 4).code == 0
 
 
 @pytest.mark.parametrize("name", ["a$_$.txt", "[b].txt", "new\nline.txt"])
