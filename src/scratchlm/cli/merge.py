@@ -13,7 +13,7 @@ from scratchlm.cli.sample import introduce
 from scratchlm.errors import InputError
 from scratchlm.files import neighbour
 from scratchlm.generation import inference
-from scratchlm.lora import fold
+from scratchlm.lora import fold, size
 from scratchlm.model import LanguageModel, Source
 
 TOLERANCE = 1e-3  # of the largest logit
@@ -54,7 +54,7 @@ def command(directory: str, /, *, out: str | None = None, base: str | None = Non
     plain = replace(config, base=None, lora=None, optim=under.config().optim)  # the adapter's rate went with it
     RunFolder.create(folder, plain, run.tokenizer(), model.state_dict(), manifest)
     introduce(run, found, damaged)
-    print(f"{folder}: {config.arch}, {config.model.parameters:,} parameters; logits as before to {difference:.1e}")
+    print(f"{folder}: {config.arch}, {size(model).parameters:,} parameters; logits as before to {difference:.1e}")
     use = "translate with it: scratchlm translate" if config.pairs else "write with it: scratchlm sample"
     print(f"{use} {folder}")
     return 0
