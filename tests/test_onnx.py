@@ -127,7 +127,7 @@ def test_any_chunking_gives_the_logits_of_the_model(exported, kind):
         cuts = sorted(data.draw(st.sets(st.integers(1, length - 1)))) if length > 1 else []
         tokens = torch.randint(ByteTokenizer.vocab_size, (batch, length))
         expected = graph.model.readout(graph.model(tokens)[0])
-        assert expected.std() > 0.1
+        assert expected.std() > 0.05
         torch.testing.assert_close(torch.tensor(graph.chunked(tokens.numpy(), cuts)), expected, rtol=0, atol=1e-5)
 
     check()
