@@ -269,7 +269,7 @@ CODE = {"AutoModelForCausalLM": "stanford-crfm/levanter-backpack-1b--backpack_mo
 BAD = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["cannot read", "config.json", "downloaded"]),
     "no JSON": (file("config.json", b"{"), ["config.json is damaged"]),
-    "no names": (file("config.json", b"[1]"), ["config.json is no model's"]),
+    "no names": (file("config.json", b"[1]"), ["config.json is JSON without names"]),
     "a run": (config(format_version=1), ["hub is a run of scratchlm already"]),
     "another architecture": (config(architectures=["LlamaForCausalLM"]), ["LlamaForCausalLM", "BackpackGPT2LMHead"]),
     "no architecture": (config(architectures="left out"), ["architectures is None", "BackpackGPT2LMHeadModel"]),

@@ -369,7 +369,7 @@ REFUSED_BESIDE = {
         ["'[PAD]' cannot have the id 5"],
     ),
     "of another form": ({"tokenizer_config": {"added_tokens_decoder": [1]}}, ["is damaged"]),
-    "no names": ({"added_tokens": [1]}, ["added_tokens.json is damaged"]),
+    "no names": ({"added_tokens": [1]}, ["added_tokens.json is JSON without names"]),
 }  # fmt: skip
 
 

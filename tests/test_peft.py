@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import sys
 from dataclasses import replace
 
 import pytest
@@ -131,6 +132,16 @@ def laid(base, **config):
 def saved(model, folder):
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whose accounts may have no links")
+def test_a_run_that_is_made_through_a_link_finds_its_base(base, tmp_path):
+    """Where a link leads elsewhere, the base as seen from the run's name is not that as seen from its folder."""
+    folder = export(make_adapter(base, tmp_path / "ours", targets=("query",)), tmp_path / "theirs")
+    (tmp_path / "deep/inside").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "deep/inside")
+    run = read(folder, base, tmp_path / "link/run")
+    assert scratchlm.load(run.path)[0] is not None
 
 
 # --- ours, opened by PEFT, saved by it, and back ---------------------------------------------------------------------

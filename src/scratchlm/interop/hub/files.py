@@ -1,6 +1,5 @@
 """The files of a folder of the hub: its config.json, its tensors one by one, and the folder itself by its name."""
 
-import json
 import re
 import textwrap
 import zipfile
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from scratchlm.errors import InputError
 from scratchlm.interop.vocabularies import BESIDE
+from scratchlm.interop.vocabularies.shared import json_object
 
 CONFIG, SAFETENSORS, PICKLE = "config.json", "model.safetensors", "pytorch_model.bin"
 INDEX = f"{SAFETENSORS}.index.json"
@@ -68,7 +68,7 @@ def hub_folder(name: str, unpickle: bool = False) -> Path:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The config.json of a folder. Raises InputError where it is missing, damaged, or that of a run of ours."""
-    content = _json_object(path / CONFIG, f"give a folder that was downloaded from the hub, with {CONFIG} and "
+    content = json_object(path / CONFIG, f"give a folder that was downloaded from the hub, with {CONFIG} and "
                                           f"{SAFETENSORS} in it")  # fmt: skip
     if "format_version" in content:
         raise InputError(f"{path} is a run of scratchlm already; use it as it is: scratchlm sample {path}")
@@ -134,22 +134,10 @@ def text_ends(path: Path, content: Mapping[str, Any]) -> list[int]:
     """The ids of the tokens that end a text there, which generation_config.json says, or else config.json."""
     said = None
     if (path / GENERATION).is_file():
-        said = _json_object(path / GENERATION, "get the file again").get("eos_token_id")
+        said = json_object(path / GENERATION, "get the file again").get("eos_token_id")
     if said is None:
         said = content.get("eos_token_id")
     return [token for token in (said if isinstance(said, list) else [said]) if type(token) is int]
-
-
-def _json_object(file: Path, otherwise: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}; {otherwise}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged: {error}; get the file again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is no model's: it is JSON without names; name another folder")
-    return content
 
 
 def _names(file: Path) -> list[str]:
@@ -164,7 +152,7 @@ def _names(file: Path) -> list[str]:
 
 def _indexed(index: Path) -> dict[str, Path]:
     """Which file each tensor is in, by the index and by the files."""
-    said = _json_object(index, "get the file again").get("weight_map")
+    said = json_object(index, "get the file again").get("weight_map")
     if not isinstance(said, dict) or not all(
         isinstance(part, str) and Path(part).name == part for part in said.values()
     ):

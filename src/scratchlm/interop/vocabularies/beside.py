@@ -7,12 +7,12 @@
 As transformers has it, a special token that has an id nowhere gets the next one that is free.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from scratchlm.errors import InputError
+from scratchlm.interop.vocabularies.shared import json_object
 from scratchlm.tokenizers import BPETokenizer, Tokenizer
 from scratchlm.tokenizers.base import END_OF_TEXT
 
@@ -46,7 +46,7 @@ def completed(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
 
     Raises InputError, which names the file, for what is no special token, and for a space before each text.
     """
-    settings, numbers, roles = (_json_object(folder / name) for name in BESIDE)
+    settings, numbers, roles = (json_object(file) if (file := folder / name).is_file() else {} for name in BESIDE)
     try:
         return _completed(folder, tokenizer, settings, numbers, roles)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -112,20 +112,6 @@ def _by_role(content: Mapping[str, Any]) -> Iterator[str]:
         name = token.get("content") if isinstance(token, dict) else token
         if isinstance(name, str) and name:
             yield name
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}; bring the file, or take it out") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file} is damaged: {error}; get the file again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{file} is damaged: it is JSON without names; get the file again")
-    return content
 
 
 def _refuse(file: Path, feature: str) -> NoReturn:

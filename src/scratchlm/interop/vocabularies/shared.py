@@ -1,6 +1,9 @@
 """What reading and writing vocabularies share: how bytes and patterns are written, and merges out of ranks."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -27,6 +30,19 @@ SPELLINGS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+": "gpt4",
 }
+
+
+def json_object(file: Path, otherwise: str = "get the file again") -> dict[str, Any]:
+    """What a JSON file says by name. Raises InputError, with `otherwise` for a remedy, where it cannot be read."""
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}; {otherwise}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged: {error}; get the file again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file} is JSON without names, and says nothing here; name another folder")
+    return content
 
 
 def shown(token: bytes) -> str:
