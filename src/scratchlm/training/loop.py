@@ -166,7 +166,7 @@ class _Trainer:
         config, at = self.config, self.at
         lr = learning_rate(at.step, config.horizon or config.steps, config.optim)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["ratio"]
         batch = self.batches.batch(at.step)
         updated = update(self.step_module, self.optimizer, batch, self.states, config.optim.grad_clip)
         at.step += 1
