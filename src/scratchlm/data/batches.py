@@ -19,6 +19,12 @@ from scratchlm.model import Source
 IGNORED = -100  # a target that is not counted
 
 
+def shares(rows: int, parts: int) -> list[slice]:
+    """`parts` neighbouring ranges of so many rows, as even as can be; some are empty where there are fewer rows."""
+    ends = [part * (rows // parts) + min(part, rows % parts) for part in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What a model reads and what it should say: tokens (B, T), targets (B, T), IGNORED where there is none.
@@ -37,16 +43,15 @@ class Batch:
         tokens, targets = (ids.to(device, non_blocking=True) for ids in (self.tokens, self.targets))
         return replace(self, tokens=tokens, targets=targets, source=source)
 
-    def slices(self, parts: int) -> list["Batch"]:
-        """The batch in `parts` micro-batches of rows, as even as can be; never more parts than rows."""
-        size, parts = len(self.tokens), min(parts, len(self.tokens))
-        ends = [part * (size // parts) + min(part, size % parts) for part in range(parts + 1)]
-        rows = [slice(start, end) for start, end in pairwise(ends)]
-        sources = [self.source and Source(self.source.ids[r], self.source.lengths[r]) for r in rows]
-        return [
-            replace(self, tokens=self.tokens[r], targets=self.targets[r], source=source)
-            for r, source in zip(rows, sources, strict=True)
-        ]
+    def part(self, index: int, parts: int) -> "Batch":
+        """One of `parts` parts of the rows (see `shares`); where there is no row for it, a row without targets."""
+        rows = shares(len(self.tokens), parts)[index]
+        silent = rows.start == rows.stop  # so that all parts are computed alike, in all processes
+        if silent:
+            rows = slice(0, 1)
+        source = self.source and Source(self.source.ids[rows], self.source.lengths[rows])
+        targets = torch.full_like(self.targets[rows], IGNORED) if silent else self.targets[rows]
+        return replace(self, tokens=self.tokens[rows], targets=targets, source=source)
 
     @property
     def target_count(self) -> int:
@@ -91,13 +96,21 @@ class TrainingWindows:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
-        starts = np.empty(self._batch_size, dtype=np.int64)
-        for row in range(self._batch_size):
+        return self.part(step, 0, 1)[0]
+
+    def part(self, step: int, part: int, parts: int) -> tuple[Batch, int]:
+        """Some rows of a step's batch, those of `shares`, and the target count of all; the others stay unread.
+
+        Shapes: (rows, window).
+        """
+        rows = shares(self._batch_size, parts)[part]
+        starts = np.empty(rows.stop - rows.start, dtype=np.int64)
+        for at, row in enumerate(range(rows.start, rows.stop)):
             epoch, place = divmod(step * self._batch_size + row, self.count)
             order = epoch_order(self._seed, epoch, self.count)
-            starts[row] = int(order[0]) % self._phases + int(order[1 + place]) * self._window
+            starts[at] = int(order[0]) % self._phases + int(order[1 + place]) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
-        return Batch(windows[:, :-1], windows[:, 1:])
+        return Batch(windows[:, :-1], windows[:, 1:]), self._batch_size * self._window
 
 
 class CarriedStreams:
@@ -129,11 +142,19 @@ class CarriedStreams:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
+        return self.part(step, 0, 1)[0]
+
+    def part(self, step: int, part: int, parts: int) -> tuple[Batch, int]:
+        """Some rows of a step's batch, those of `shares`, and the target count of all; the others stay unread.
+
+        Shapes: (rows, window).
+        """
         epoch, place = divmod(step, self.count)
         first = int(epoch_order(self._seed, epoch, 0)[0]) % self._phases
-        starts = first + (np.arange(self._batch_size) * self.count + place) * self._window
+        rows = shares(self._batch_size, parts)[part]
+        starts = first + (np.arange(rows.start, rows.stop) * self.count + place) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
-        return Batch(windows[:, :-1], windows[:, 1:], continues=place > 0)
+        return Batch(windows[:, :-1], windows[:, 1:], continues=place > 0), self._batch_size * self._window
 
 
 def evaluation_batches(tokens: Tokens, window: int, batch_size: int) -> Iterator[Batch]:
