@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +50,23 @@ def recompute_activations(model: LanguageModel) -> None:
 def share_out(model: LanguageModel, device: torch.device) -> None:
     """Shard each block of a model, and then the rest of it, among all processes (FSDP2)."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for piece in pieces(model):
-        fully_shard(piece, mesh=mesh)
+    parts = cast(list[FSDPModule], [fully_shard(piece, mesh=mesh) for piece in pieces(model)])
+    begin = model.initial_state
+
+    def initial_state(*arguments: Any, **named: Any) -> State:
+        """It asks the layers inside the blocks what their memory is like, and not the blocks."""
+        for part in parts:
+            part.unshard()
+        try:
+            return begin(*arguments, **named)
+        finally:
+            for part in parts:
+                part.reshard()
+
+    model.initial_state = initial_state  # type: ignore[method-assign]
     fully_shard(model, mesh=mesh)
     for method in ("readout", "initial_state"):  # they read parameters outside of forward
         register_fsdp_forward_method(model, method)
