@@ -75,6 +75,12 @@ def _own_cuda_device() -> torch.device:
     return torch.device("cuda", own)
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 numbers, as x86 does with AVX512_BF16 or AMX."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has them under no public name
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
+
+
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """What matrix products are computed in, and why. `auto` is bf16 where a CUDA chip computes it, else fp32.
 
@@ -87,8 +93,10 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
         raise InputError("fp16 needs a scaler of gradients that mps has not; use --precision fp32")
     if name != "auto":
         return PRECISIONS[name], f"{name}: asked for"
+    if device.type == "cpu" and cpu_has_bf16():
+        return torch.float32, "auto: the CPU is exact in it; it has instructions for --precision bf16, which is faster"
     if device.type != "cuda":
-        return torch.float32, f"auto: the {device.type} is exact in it, and small models are no slower"
+        return torch.float32, f"auto: the {device.type} is exact in it"
     capability = torch.cuda.get_device_capability(device)
     if capability >= BF16_CAPABILITY:
         return torch.bfloat16, f"auto: the chip has compute capability {capability[0]}.{capability[1]}"
