@@ -1,5 +1,6 @@
 """The only file that chooses a device, a precision, compilation or seeds, or looks at the machine."""
 
+import hashlib
 import os
 import platform
 import random
@@ -106,6 +107,16 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]
     )
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """What --precision calls a type."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def device_name(device: torch.device) -> str:
+    """What a device calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Products are computed in this type while it lasts; of float32 nothing changes."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
@@ -147,6 +158,11 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % (1 << 32))  # noqa: NPY002
+
+
+def seed_process(seed: int, step: int, rank: int) -> None:
+    """Seed one of several processes that has nothing to go on from: each drops other activations."""
+    seed_everything(int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8]) >> 1)
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -219,7 +235,7 @@ def describe() -> dict[str, str]:
 
 def _precision(device: torch.device) -> tuple[str, str]:
     dtype, why = choose_precision("auto", device)
-    return str(dtype).removeprefix("torch."), why
+    return precision_name(dtype), why
 
 
 def _compiler(device: torch.device) -> str:

@@ -148,6 +148,7 @@ class View:
         )
         self.task = self.bar.add_task("training", total=None, rates="")
         self.step, self.steps = 0, 0
+        self.utilisation: float | None = None
         self.ended: Ended | None = None
         self.scored: Evaluated | None = None
         self._before: Line | None = None
@@ -186,6 +187,7 @@ class View:
 
     def _started(self, record: Started) -> None:
         config, self.step, self.steps = record.config, record.step, record.config.steps
+        self.utilisation = record.utilisation
         self.bar.update(self.task, total=self.steps, completed=self.step)
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         rows, window = config.batch_size, config.training_window
@@ -211,6 +213,8 @@ class View:
         else:
             rate = (line.tokens - before.tokens) / max(line.seconds - before.seconds, 1e-9)
         rates = f"loss {line.loss:.3f}  {rate:,.0f} tokens/s" if rate else f"loss {line.loss:.3f}"
+        if rate and self.utilisation is not None:
+            rates += f"  MFU {rate * self.utilisation:.1%}"
         self.bar.update(self.task, completed=line.step, rates=rates)
         if console.is_terminal or time.monotonic() - self._said < PLAIN_SECONDS:
             return

@@ -73,11 +73,6 @@ class _Position:
     pending: list[dict[str, float]] = field(default_factory=list)  # steps since the last line
 
 
-def _own_seed(seed: int, step: int, rank: int) -> int:
-    """A seed for one of several processes that has nothing to go on from."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8]) >> 1
-
-
 def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Remove from `tensors` those whose names start so, and return them by the rest of their names."""
     return {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
@@ -102,7 +97,7 @@ class _Trainer:
         self.training = Training(self.model, config, self.device, world, example)
         self.states: list[State | None] = [None] * config.accumulate  # what each part of a batch carries to the next
         if world.rank:  # each process drops other activations; the first one draws what it would alone
-            runtime.seed_everything(_own_seed(config.seed, 0, world.rank))
+            runtime.seed_process(config.seed, 0, world.rank)
         self.at = _Position()
         self._unread: list[tuple[int, float, Updated]] = []  # losses that may still be on the device
         self._newest = (math.nan, 0.0, math.nan)  # loss, rate and gradient norm of the newest step
@@ -138,7 +133,7 @@ class _Trainer:
         if own:
             runtime.set_random_state(own)
         else:  # it was taken in fewer processes
-            runtime.seed_everything(_own_seed(self.config.seed, step, self.world.rank))
+            runtime.seed_process(self.config.seed, step, self.world.rank)
         self.states = restore_carried(self.model, carried, self.config.accumulate, self.world)
         self.at, self._saved, self._saved_step = _Position(**state["position"]), checkpoint, step
         for message in damaged:
@@ -245,8 +240,9 @@ class _Trainer:
             config=self.config,
             device=str(self.device),
             processes=self.world.size,
-            precision=str(self.training.dtype).removeprefix("torch."),
+            precision=runtime.precision_name(self.training.dtype),
             compilation=self.training.compilation,
+            utilisation=self.training.utilisation,
             parameters=self.size.parameters,
             train_tokens=train.total_tokens if isinstance(train, Pairs) else len(train),
             epochs=self.batches.epochs(self.config.steps),

@@ -10,7 +10,11 @@ from scratchlm.translation import Quality
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A run begins, or goes on after `step`. `compilation`: what became of it, in words, where it was asked for."""
+    """A run begins, or goes on after `step`.
+
+    `compilation`: what became of it, in words, where it was asked for. `utilisation`: MFU for each token per second,
+    where the device's peak is known.
+    """
 
     step: int
     config: RunConfig
@@ -18,6 +22,7 @@ class Started:
     processes: int
     precision: str
     compilation: str
+    utilisation: float | None
     parameters: int
     train_tokens: int
     epochs: float

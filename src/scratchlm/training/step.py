@@ -19,6 +19,7 @@ from scratchlm.config import RunConfig
 from scratchlm.data.batches import IGNORED, Batch
 from scratchlm.distribution import ALONE, World
 from scratchlm.evaluation import features_and_state, nll, wide_logits
+from scratchlm.flops import peak_flops, training_flops
 from scratchlm.model import LanguageModel, State
 from scratchlm.training.optim import make_optimizer
 from scratchlm.training.sharding import recompute_activations, share_out, whole
@@ -121,6 +122,8 @@ class Training:
         self.model, self.device, self.world, self.parts = model, device, world, config.accumulate
         self.grad_clip = config.optim.grad_clip
         self.dtype, _ = runtime.choose_precision(config.precision, device)
+        # MFU for each token per second, of all the devices; pairs are not all of one shape
+        self.utilisation = None if example is None or config.pairs else self._utilisation(example)
         if config.checkpoint_activations:
             recompute_activations(model)
         self.sharded = config.shard and world.size > 1
@@ -135,6 +138,12 @@ class Training:
             self._compile(config.compile, example.part(0, self.parts))
         if world.size > 1 and not self.sharded:
             self.step = DistributedDataParallel(self.step, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _utilisation(self, example: Batch) -> float | None:
+        peak = peak_flops(runtime.device_name(self.device), runtime.precision_name(self.dtype))
+        if peak is None:
+            return None
+        return training_flops(self.model, example) / example.tokens.numel() / (peak * self.world.size)
 
     def _compile(self, mode: str, example: Batch) -> None:
         def trial(step: nn.Module) -> None:
