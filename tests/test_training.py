@@ -20,6 +20,7 @@ from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.layers import LayerNorm
 from scratchlm.models import MODELS
+from scratchlm.models.llama import RMSNorm
 from scratchlm.training import loop, optim, setup
 from scratchlm.training.step import TrainingStep
 from toy import Toy
@@ -38,7 +39,7 @@ def test_each_parameter_is_in_one_group(name, decay_embeddings):
         f"{prefix}.{own}"
         for prefix, module in model.named_modules()
         for own, _ in module.named_parameters(recurse=False)
-        if isinstance(module, LayerNorm)
+        if isinstance(module, (LayerNorm, RMSNorm))
         or own == "bias"
         or (isinstance(module, torch.nn.Embedding) and not decay_embeddings)
     }

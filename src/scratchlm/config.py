@@ -27,9 +27,10 @@ OF_A_RUN = (
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimizer (AdamW) and its schedule.
+    """The optimizer and its schedule.
 
     Attributes:
+        name: adamw, or muon for the matrices inside the network with AdamW for all else.
         lr: Highest learning rate.
         min_lr: Rate at the end of the cosine and linear schedules.
         warmup: Steps of linear warm-up.
@@ -41,8 +42,11 @@ class OptimConfig:
         weight_decay: Decay of matrices; biases and norms have none.
         decay_embeddings: Whether embeddings decay as other matrices do, an embedding that also reads out among them.
         grad_clip: Largest norm of the gradient; 0 clips nothing.
+        momentum: Muon's decay of the mean of gradients.
+        muon_ratio: Muon's rate, in times of lr.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     min_lr: float = 1e-4
     warmup: int = 100
@@ -53,12 +57,14 @@ class OptimConfig:
     weight_decay: float = 0.1
     decay_embeddings: bool = True
     grad_clip: float = 1.0
+    momentum: float = 0.95
+    muon_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "min_lr", "warmup", "eps", "weight_decay", "grad_clip"):
+        for name in ("lr", "min_lr", "warmup", "eps", "weight_decay", "grad_clip", "muon_ratio"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more, and finite")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 

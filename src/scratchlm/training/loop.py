@@ -189,7 +189,7 @@ class _Trainer:
         config, at = self.config, self.at
         lr = learning_rate(at.step, config.horizon or config.steps, config.optim)
         for group in self.training.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["ratio"]
         batch, targets = self.batches.part(at.step, self.world.rank, self.world.size)
         updated = self.training.update(batch, targets, self.states)
         at.step += 1
