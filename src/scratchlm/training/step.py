@@ -6,6 +6,7 @@ wrong gradients in silence.
 
 import math
 import time
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -137,7 +138,9 @@ class Training:
         if example is not None and config.compile != "off":
             self._compile(config.compile, example.part(0, self.parts))
         if world.size > 1 and not self.sharded:
-            self.step = DistributedDataParallel(self.step, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():  # torch 2.13 has another name for the first of these, 2.6 has not
+                warnings.simplefilter("ignore", FutureWarning)
+                self.step = DistributedDataParallel(self.step, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _utilisation(self, example: Batch) -> float | None:
         peak = peak_flops(runtime.device_name(self.device), runtime.precision_name(self.dtype))
