@@ -18,12 +18,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scratchlm.data import corpora, shards
-from scratchlm.data.batches import IGNORED, Batch, TrainingWindows, evaluation_batches
+from scratchlm.data.batches import IGNORED, Batch, CarriedStreams, TrainingWindows, evaluation_batches
 from scratchlm.data.shards import Tokens, dtype_for, encode_documents, read_shards, split_documents, write_shards
 from scratchlm.data.text import read_documents
 from scratchlm.errors import InputError
 from scratchlm.model import Source
+from scratchlm.models import MODELS
 from scratchlm.tokenizers import ByteTokenizer, CharacterTokenizer
+from scratchlm.training.step import TrainingStep
 
 
 def counted(length):
@@ -499,6 +501,51 @@ def test_slices_are_the_batch_in_even_parts(rows, parts):
     assert torch.equal(torch.cat([part.targets for part in slices]), targets)
     counts = [part.target_count for part in slices]
     assert sum(counts) == batch.target_count == rows * 3 - len(range(0, rows * 3, 4))
+
+
+@given(
+    st.sampled_from([TrainingWindows, CarriedStreams]), st.integers(1, 9), st.integers(1, 12), st.integers(0, 30),
+    st.integers(1, 5),
+)  # fmt: skip
+def test_a_part_of_a_batch_is_that_slice_of_it_and_reads_no_more(kind, rows, parts, step, window):
+    read = []
+
+    class Watched(Tokens):
+        def windows(self, starts, length):
+            read.append(len(starts))
+            return super().windows(starts, length)
+
+    batches = kind(Watched.of(np.arange(90, dtype=np.uint32)), window, rows, seed=step)
+    whole = batches.batch(step)
+    read.clear()
+    found = [batches.part(step, part, parts) for part in range(parts)]
+    assert [count for _, count in found] == [whole.target_count] * parts
+    assert read == [len(batch.tokens) for batch, _ in found]
+    assert sum(read) == rows
+    for (batch, _), expected in zip(found, whole.slices(parts), strict=False):
+        assert torch.equal(batch.tokens, expected.tokens)
+        assert torch.equal(batch.targets, expected.targets)
+    for batch, _ in found:
+        assert batch.continues == whole.continues
+        assert batch.tokens.shape == batch.targets.shape == (len(batch.tokens), window), "also of no rows"
+
+
+@pytest.mark.parametrize(("part", "parts"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_part_that_is_none_is_refused(part, parts):
+    with pytest.raises(ValueError, match=f"part {part} of {parts} is none"):
+        TrainingWindows(counted(90), 5, 4, seed=0).part(0, part, parts)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_part_without_rows_trains_and_changes_nothing(name):
+    """A process that has no row of a batch must take part in the step all the same, since the others wait for it."""
+    model = MODELS[name](MODELS[name].Config.tiny())
+    nothing = torch.zeros((0, 5), dtype=torch.int64)
+    source = Source(nothing, nothing[:, 0]) if model.takes_source else None
+    loss, _, _ = TrainingStep(model)(Batch(nothing, nothing, source))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
 def test_a_batch_keeps_its_source():

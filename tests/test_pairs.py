@@ -318,6 +318,25 @@ def test_an_epoch_has_each_pair_once_and_keeps_the_budget(pairs, joined, seed, m
     assert training.epochs(training.count * 3) == 3
 
 
+@given(LENGTHS, st.booleans(), SEEDS, st.integers(0, 60), st.integers(1, 9))
+def test_a_part_of_a_batch_is_that_slice_of_it(lengths, joined, step, seed, parts):
+    pairs = numbered(lengths)
+    training = TrainingPairs(pairs, int(pairs.sizes(joined).max()) + 40, seed, joined)
+    whole = training.batch(step)
+    found = [training.part(step, part, parts) for part in range(parts)]
+    assert [count for _, count in found] == [whole.target_count] * parts
+    rows = [len(batch.tokens) for batch, _ in found]
+    assert (sum(rows), rows) == (len(whole.tokens), sorted(rows, reverse=True))
+    for (batch, _), expected in zip(found, whole.slices(parts), strict=False):
+        assert torch.equal(batch.tokens, expected.tokens)
+        assert torch.equal(batch.targets, expected.targets)
+        assert joined or torch.equal(batch.source.ids, expected.source.ids)
+        assert joined or torch.equal(batch.source.lengths, expected.source.lengths)
+    for batch, _ in found:
+        assert batch.tokens.shape[1] == batch.targets.shape[1] == whole.tokens.shape[1], "also of no rows"
+        assert joined or batch.source.ids.shape == (len(batch.tokens), whole.source.ids.shape[1])
+
+
 @given(LENGTHS, st.booleans(), SEEDS, st.lists(st.integers(0, 200), min_size=1, max_size=6))
 def test_a_batch_is_a_function_of_seed_and_step_alone(lengths, joined, seed, steps):
     pairs = numbered(lengths)

@@ -6,7 +6,6 @@ Letters in shapes: B batch, T tokens of a window.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,6 +16,17 @@ from scratchlm.errors import InputError
 from scratchlm.model import Source
 
 IGNORED = -100  # a target that is not counted
+
+
+def rows_of_part(size: int, part: int, parts: int) -> slice:
+    """The rows of a batch of `size` that are part number `part` of `parts`, as even as can be; none for some of many.
+
+    Raises ValueError where there is no such part.
+    """
+    if not 0 <= part < parts:
+        raise ValueError(f"part {part} of {parts} is none; they are 0 to {parts - 1}")
+    start, end = (at * (size // parts) + min(at, size % parts) for at in (part, part + 1))
+    return slice(start, end)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +49,8 @@ class Batch:
 
     def slices(self, parts: int) -> list["Batch"]:
         """The batch in `parts` micro-batches of rows, as even as can be; never more parts than rows."""
-        size, parts = len(self.tokens), min(parts, len(self.tokens))
-        ends = [part * (size // parts) + min(part, size % parts) for part in range(parts + 1)]
-        rows = [slice(start, end) for start, end in pairwise(ends)]
+        parts = min(parts, len(self.tokens))
+        rows = [rows_of_part(len(self.tokens), part, parts) for part in range(parts)]
         sources = [self.source and Source(self.source.ids[r], self.source.lengths[r]) for r in rows]
         return [
             replace(self, tokens=self.tokens[r], targets=self.targets[r], source=source)
@@ -91,13 +100,21 @@ class TrainingWindows:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
-        starts = np.empty(self._batch_size, dtype=np.int64)
-        for row in range(self._batch_size):
+        return self.part(step, 0, 1)[0]
+
+    def part(self, step: int, part: int, parts: int) -> tuple[Batch, int]:
+        """Some rows of a step's batch, those of `rows_of_part`, and the target count of all; the others stay unread.
+
+        Shapes: (rows, window).
+        """
+        rows = rows_of_part(self._batch_size, part, parts)
+        starts = np.empty(rows.stop - rows.start, dtype=np.int64)
+        for at, row in enumerate(range(rows.start, rows.stop)):
             epoch, place = divmod(step * self._batch_size + row, self.count)
             order = epoch_order(self._seed, epoch, self.count)
-            starts[row] = int(order[0]) % self._phases + int(order[1 + place]) * self._window
+            starts[at] = int(order[0]) % self._phases + int(order[1 + place]) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
-        return Batch(windows[:, :-1], windows[:, 1:])
+        return Batch(windows[:, :-1], windows[:, 1:]), self._batch_size * self._window
 
 
 class CarriedStreams:
@@ -129,11 +146,19 @@ class CarriedStreams:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (batch_size, window)."""
+        return self.part(step, 0, 1)[0]
+
+    def part(self, step: int, part: int, parts: int) -> tuple[Batch, int]:
+        """Some rows of a step's batch, those of `rows_of_part`, and the target count of all; the others stay unread.
+
+        Shapes: (rows, window).
+        """
         epoch, place = divmod(step, self.count)
         first = int(epoch_order(self._seed, epoch, 0)[0]) % self._phases
-        starts = first + (np.arange(self._batch_size) * self.count + place) * self._window
+        rows = rows_of_part(self._batch_size, part, parts)
+        starts = first + (np.arange(rows.start, rows.stop) * self.count + place) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
-        return Batch(windows[:, :-1], windows[:, 1:], continues=place > 0)
+        return Batch(windows[:, :-1], windows[:, 1:], continues=place > 0), self._batch_size * self._window
 
 
 def evaluation_batches(tokens: Tokens, window: int, batch_size: int) -> Iterator[Batch]:
