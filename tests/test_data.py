@@ -23,9 +23,7 @@ from scratchlm.data.shards import Tokens, dtype_for, encode_documents, read_shar
 from scratchlm.data.text import read_documents
 from scratchlm.errors import InputError
 from scratchlm.model import Source
-from scratchlm.models import MODELS
 from scratchlm.tokenizers import ByteTokenizer, CharacterTokenizer
-from scratchlm.training.step import TrainingStep
 
 
 def counted(length):
@@ -493,9 +491,10 @@ def test_slices_are_the_batch_in_even_parts(rows, parts):
     tokens = torch.arange(rows * 3).reshape(rows, 3)
     targets = (tokens + 1).where(tokens % 4 != 0, IGNORED)
     batch = Batch(tokens, targets)
-    slices = batch.slices(parts)
+    slices = [batch.part(index, parts) for index in range(parts)]
+    assert all(len(silent.tokens) == 1 and silent.target_count == 0 for silent in slices[rows:])
+    slices = slices[:rows]
     sizes = [len(part.tokens) for part in slices]
-    assert len(slices) == min(parts, rows)
     assert max(sizes) - min(sizes) <= 1
     assert torch.equal(torch.cat([part.tokens for part in slices]), tokens)
     assert torch.equal(torch.cat([part.targets for part in slices]), targets)
@@ -507,7 +506,7 @@ def test_slices_are_the_batch_in_even_parts(rows, parts):
     st.sampled_from([TrainingWindows, CarriedStreams]), st.integers(1, 9), st.integers(1, 12), st.integers(0, 30),
     st.integers(1, 5),
 )  # fmt: skip
-def test_a_part_of_a_batch_is_that_slice_of_it_and_reads_no_more(kind, rows, parts, step, window):
+def test_a_process_reads_its_rows_of_a_batch_and_no_others(kind, rows, parts, step, window):
     read = []
 
     class Watched(Tokens):
@@ -522,36 +521,16 @@ def test_a_part_of_a_batch_is_that_slice_of_it_and_reads_no_more(kind, rows, par
     assert [count for _, count in found] == [whole.target_count] * parts
     assert read == [len(batch.tokens) for batch, _ in found]
     assert sum(read) == rows
-    for (batch, _), expected in zip(found, whole.slices(parts), strict=False):
-        assert torch.equal(batch.tokens, expected.tokens)
-        assert torch.equal(batch.targets, expected.targets)
-    for batch, _ in found:
-        assert batch.continues == whole.continues
-        assert batch.tokens.shape == batch.targets.shape == (len(batch.tokens), window), "also of no rows"
-
-
-@pytest.mark.parametrize(("part", "parts"), [(2, 2), (-1, 2), (0, 0)])
-def test_a_part_that_is_none_is_refused(part, parts):
-    with pytest.raises(ValueError, match=f"part {part} of {parts} is none"):
-        TrainingWindows(counted(90), 5, 4, seed=0).part(0, part, parts)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_part_without_rows_trains_and_changes_nothing(name):
-    """A process that has no row of a batch must take part in the step all the same, since the others wait for it."""
-    model = MODELS[name](MODELS[name].Config.tiny())
-    nothing = torch.zeros((0, 5), dtype=torch.int64)
-    source = Source(nothing, nothing[:, 0]) if model.takes_source else None
-    loss, _, _ = TrainingStep(model)(Batch(nothing, nothing, source))
-    loss.backward()
-    assert loss.item() == 0
-    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+    assert {batch.continues for batch, _ in found} == {whole.continues}
+    for part, (batch, _) in enumerate(found[:rows]):
+        assert torch.equal(batch.tokens, whole.part(part, parts).tokens)
+        assert torch.equal(batch.targets, whole.part(part, parts).targets)
 
 
 def test_a_batch_keeps_its_source():
     source = Source(torch.arange(10).reshape(5, 2), torch.tensor([2, 1, 2, 1, 2]))
     batch = Batch(torch.zeros(5, 3, dtype=torch.int64), torch.ones(5, 3, dtype=torch.int64), source)
-    for parts in ([batch.to(torch.device("cpu"))], batch.slices(2)):
+    for parts in ([batch.to(torch.device("cpu"))], [batch.part(0, 2), batch.part(1, 2)]):
         assert all(part.source is not None for part in parts), "a part reads what its rows' sources say"
         assert torch.equal(torch.cat([part.source.ids for part in parts]), source.ids)
         assert torch.equal(torch.cat([part.source.lengths for part in parts]), source.lengths)

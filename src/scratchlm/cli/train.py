@@ -49,9 +49,9 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     fit = not (file or {"--preset", "--steps"} & {token.partition("=")[0] for token in rest})
 
     def start(**given: Any) -> int:
-        out = given.pop("out", None)
+        out, nproc = given.pop("out", None), given.pop("nproc", None)
         flags = nested({name: value for name, value in given.items() if name not in ("preset", "config")})
-        return _train(merge(below, flags), out, FIT_SECONDS if fit else None)
+        return _train(merge(below, flags), out, nproc, FIT_SECONDS if fit else None)
 
     summary = (model.__doc__ or "").strip().splitlines()[0]
     app = App(name=f"scratchlm train {arch}", help=f"Train: {summary}", version_flags=[])
@@ -60,16 +60,28 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     return code
 
 
-def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None) -> int:
+def _train(settings: dict[str, Any], out: str | None, nproc: int | None, fit_seconds: float | None) -> int:
     # torch is imported here, once the flags are known to be right
-    from scratchlm.cli import learning
-    from scratchlm.cli.progress import follow, say
-    from scratchlm.training.setup import create_run, free_folder
+    from scratchlm.checkpoint import RunFolder
+    from scratchlm.cli.progress import check_processes, follow, together
+    from scratchlm.training.setup import free_folder
 
+    check_processes(nproc)
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
     folder = Path(out) if out else free_folder(settings["arch"])
-    run, asked = create_run(settings, folder, fit_seconds, learning.follow)
+    with together(settings, out) as lead:
+        lead(lambda: _create(settings, folder, nproc or 1, fit_seconds))
+        return follow(RunFolder(folder), nproc=nproc)
+
+
+def _create(settings: dict[str, Any], folder: Path, nproc: int, fit_seconds: float | None) -> None:
+    """Make the run's folder, and say what size the run has where nobody gave one."""
+    from scratchlm.cli import learning
+    from scratchlm.cli.progress import say
+    from scratchlm.training.setup import create_run
+
+    run, asked = create_run(settings, folder, fit_seconds, learning.follow, processes=nproc)
     config = run.config()
     if config.steps != asked.steps:
         say(
@@ -81,7 +93,6 @@ def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None)
             f"no size given: this is the preset {config.preset}, {config.steps:,} steps, "
             f"which this machine should do in about {FIT_SECONDS / 60:.0f} minutes or less"
         )
-    return follow(run)
 
 
 def _value(flag: str, tokens: tuple[str, ...]) -> str | None:

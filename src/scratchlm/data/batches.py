@@ -6,6 +6,7 @@ Letters in shapes: B batch, T tokens of a window.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -18,15 +19,10 @@ from scratchlm.model import Source
 IGNORED = -100  # a target that is not counted
 
 
-def rows_of_part(size: int, part: int, parts: int) -> slice:
-    """The rows of a batch of `size` that are part number `part` of `parts`, as even as can be; none for some of many.
-
-    Raises ValueError where there is no such part.
-    """
-    if not 0 <= part < parts:
-        raise ValueError(f"part {part} of {parts} is none; they are 0 to {parts - 1}")
-    start, end = (at * (size // parts) + min(at, size % parts) for at in (part, part + 1))
-    return slice(start, end)
+def shares(rows: int, parts: int) -> list[slice]:
+    """`parts` neighbouring ranges of so many rows, as even as can be; some are empty where there are fewer rows."""
+    ends = [part * (rows // parts) + min(part, rows % parts) for part in range(parts + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,15 +43,15 @@ class Batch:
         tokens, targets = (ids.to(device, non_blocking=True) for ids in (self.tokens, self.targets))
         return replace(self, tokens=tokens, targets=targets, source=source)
 
-    def slices(self, parts: int) -> list["Batch"]:
-        """The batch in `parts` micro-batches of rows, as even as can be; never more parts than rows."""
-        parts = min(parts, len(self.tokens))
-        rows = [rows_of_part(len(self.tokens), part, parts) for part in range(parts)]
-        sources = [self.source and Source(self.source.ids[r], self.source.lengths[r]) for r in rows]
-        return [
-            replace(self, tokens=self.tokens[r], targets=self.targets[r], source=source)
-            for r, source in zip(rows, sources, strict=True)
-        ]
+    def part(self, index: int, parts: int) -> "Batch":
+        """One of `parts` parts of the rows (see `shares`); where there is no row for it, a row without targets."""
+        rows = shares(len(self.tokens), parts)[index]
+        silent = rows.start == rows.stop  # so that all parts are computed alike, in all processes
+        if silent:
+            rows = slice(0, 1)
+        source = self.source and Source(self.source.ids[rows], self.source.lengths[rows])
+        targets = torch.full_like(self.targets[rows], IGNORED) if silent else self.targets[rows]
+        return replace(self, tokens=self.tokens[rows], targets=targets, source=source)
 
     @property
     def target_count(self) -> int:
@@ -103,11 +99,11 @@ class TrainingWindows:
         return self.part(step, 0, 1)[0]
 
     def part(self, step: int, part: int, parts: int) -> tuple[Batch, int]:
-        """Some rows of a step's batch, those of `rows_of_part`, and the target count of all; the others stay unread.
+        """Some rows of a step's batch, those of `shares`, and the target count of all; the others stay unread.
 
         Shapes: (rows, window).
         """
-        rows = rows_of_part(self._batch_size, part, parts)
+        rows = shares(self._batch_size, parts)[part]
         starts = np.empty(rows.stop - rows.start, dtype=np.int64)
         for at, row in enumerate(range(rows.start, rows.stop)):
             epoch, place = divmod(step * self._batch_size + row, self.count)
@@ -149,13 +145,13 @@ class CarriedStreams:
         return self.part(step, 0, 1)[0]
 
     def part(self, step: int, part: int, parts: int) -> tuple[Batch, int]:
-        """Some rows of a step's batch, those of `rows_of_part`, and the target count of all; the others stay unread.
+        """Some rows of a step's batch, those of `shares`, and the target count of all; the others stay unread.
 
         Shapes: (rows, window).
         """
         epoch, place = divmod(step, self.count)
         first = int(epoch_order(self._seed, epoch, 0)[0]) % self._phases
-        rows = rows_of_part(self._batch_size, part, parts)
+        rows = shares(self._batch_size, parts)[part]
         starts = first + (np.arange(rows.start, rows.stop) * self.count + place) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
         return Batch(windows[:, :-1], windows[:, 1:], continues=place > 0), self._batch_size * self._window

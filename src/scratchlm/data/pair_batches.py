@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from scratchlm.data.batches import IGNORED, Batch, epoch_order, rows_of_part
+from scratchlm.data.batches import IGNORED, Batch, epoch_order
 from scratchlm.data.shards import Tokens
 from scratchlm.errors import InputError
 from scratchlm.model import Source
@@ -86,31 +86,25 @@ class Pairs:
             return self.source_lengths + self.target_lengths - 1  # the last end is only a target
         return np.maximum(self.source_lengths, self.target_lengths)
 
-    def batch(self, rows: np.ndarray, joined: bool, chosen: slice = slice(None)) -> Batch:
-        """These pairs, for an encoder-decoder or as joined sequences; or those `chosen` of them, as wide as all are.
-
-        Shapes: rows (N,), B of them chosen -> (B, T), source (B, S).
-        """
-        starts, lengths, targets_of = (of[rows] for of in (self._starts, self.source_lengths, self.target_lengths))
-        whole = lengths + targets_of - 1
-        wide = [int(of.max()) for of in (lengths, targets_of, whole)]
-        starts, lengths, targets_of, whole = (of[chosen] for of in (starts, lengths, targets_of, whole))
+    def batch(self, rows: np.ndarray, joined: bool) -> Batch:
+        """These pairs, for an encoder-decoder or as joined sequences. Shapes: rows (B,) -> (B, T), source (B, S)."""
+        starts, lengths = self._starts[rows], self.source_lengths[rows]
         if joined:
-            tokens = self._padded(starts, whole, wide[2], self._end)
-            targets = self._padded(starts + 1, whole, wide[2], IGNORED)
-            targets[np.arange(wide[2]) < lengths[:, None] - 1] = IGNORED
+            tokens = self._padded(starts, self.sizes(joined=True)[rows], self._end)
+            targets = self._padded(starts + 1, self.sizes(joined=True)[rows], IGNORED)
+            targets[np.arange(targets.shape[1]) < lengths[:, None] - 1] = IGNORED
             return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
-        source = Source(torch.from_numpy(self._padded(starts, lengths, wide[0], self._end)), torch.from_numpy(lengths))
+        source = Source(torch.from_numpy(self._padded(starts, lengths, self._end)), torch.from_numpy(lengths))
         after = starts + lengths  # the token before a target is the end of its source, which starts the decoder
         tokens, targets = (
-            self._padded(after + shift, targets_of, wide[1], padding)
+            self._padded(after + shift, self.target_lengths[rows], padding)
             for shift, padding in ((-1, self._end), (0, IGNORED))
         )
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), source)
 
-    def _padded(self, starts: np.ndarray, lengths: np.ndarray, width: int, padding: int) -> np.ndarray:
-        """Stretches of ids, padded on the right. Shapes: (B,), (B,) -> (B, width) int64."""
-        steps = np.arange(width)
+    def _padded(self, starts: np.ndarray, lengths: np.ndarray, padding: int) -> np.ndarray:
+        """Stretches of ids, padded on the right. Shapes: (B,), (B,) -> (B, longest) int64."""
+        steps = np.arange(lengths.max())
         inside = steps < lengths[:, None]
         out = np.full(inside.shape, padding, np.int64)
         out[inside] = self._tokens.take((starts[:, None] + steps)[inside])
@@ -216,19 +210,15 @@ class TrainingPairs:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0. Shapes: (B, T), source (B, S)."""
-        return self.part(step, 0, 1)[0]
+        epoch, place = divmod(step, self.count)
+        rows, batches = self._order(epoch)
+        number = batches[place]
+        return self._pairs.batch(rows[self._cuts[number] : self._cuts[number + 1]], self._joined)
 
     def part(self, step: int, part: int, parts: int) -> tuple[Batch, int]:
-        """Some rows of a step's batch, those of `rows_of_part`, and the target count of all; the others stay unread.
-
-        Rows are padded to the width of the whole batch. Shapes: (rows, T), source (rows, S).
-        """
-        epoch, place = divmod(step, self.count)
-        order, batches = self._order(epoch)
-        number = batches[place]
-        rows = order[self._cuts[number] : self._cuts[number + 1]]
-        batch = self._pairs.batch(rows, self._joined, rows_of_part(len(rows), part, parts))
-        return batch, int(self._pairs.target_lengths[rows].sum())
+        """Some rows of a step's batch, as `Batch.part` takes them, and the target count of all."""
+        batch = self.batch(step)
+        return batch.part(part, parts), batch.target_count
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The pairs in the order in which they are cut into batches, and the batches in that in which they are read."""

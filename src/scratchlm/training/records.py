@@ -10,11 +10,14 @@ from scratchlm.translation import Quality
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A run begins, or goes on after `step`."""
+    """A run begins, or goes on after `step`. `compilation`: what became of it, in words, where it was asked for."""
 
     step: int
     config: RunConfig
     device: str
+    processes: int
+    precision: str
+    compilation: str
     parameters: int
     train_tokens: int
     epochs: float

@@ -15,6 +15,7 @@ from scratchlm.checkpoint import Checkpoint, RunFolder, build_model, lay_adapter
 from scratchlm.config import RunConfig, make_config, merge, settings_of
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, write_shards
+from scratchlm.distribution import launched
 from scratchlm.errors import InputError
 from scratchlm.files import is_taken, new_folder, write_json
 from scratchlm.lora import size
@@ -22,8 +23,8 @@ from scratchlm.model import State
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
 from scratchlm.training.material import are_pairs, as_pairs, read_parallel, read_text, resolve, training_batches
-from scratchlm.training.optim import make_optimizer
-from scratchlm.training.step import TrainingStep, update
+from scratchlm.training.sharding import check_shares
+from scratchlm.training.step import Training
 
 ADAPTER_LR = 2e-4  # the highest rate of an adapter on weights from elsewhere: Hu et al. 2021, table 9, for GPT-2
 TUNING_LR = 3e-5  # that of all such weights: nanoGPT's setting for fine-tuning GPT-2
@@ -68,12 +69,14 @@ def create_run(
     fit_seconds: float | None = None,
     follow: Callable[[Generator[Learning, None, Tokenizer]], Tokenizer] = tokenizers.exhaust,
     base: tuple[RunFolder, Checkpoint] | None = None,
+    processes: int = 1,
 ) -> tuple[RunFolder, RunConfig]:
     """The folder of a new run, ready to be trained, and its settings as asked for.
 
     `fit_seconds`: where this machine would need much longer, the run gets fewer steps, which its config.json says.
     `follow` takes the tokenizer's training to its end, and may show how far it is.
     `base`: whose weights it starts from and whose tokenizer it has; the settings have the base's shape.
+    `processes`: how many will share a batch.
     Raises InputError for bad settings or text, and for a folder that is there already; nothing is left behind then.
     """
     if is_taken(folder):
@@ -89,6 +92,7 @@ def create_run(
     config = resolve(make_config({**settings, **known}))
     device, _ = runtime.choose_device(config.device)
     require_logger(config.logger)
+    check_shares(config, max(processes, launched().size))
 
     material = read_parallel(config) if config.pairs else read_text(config)
     tokenizer = follow(material.learn_tokenizer(config)) if base is None else base[0].tokenizer()
@@ -145,12 +149,12 @@ def seconds_per_step(config: RunConfig, train: Tokens | Pairs, device: torch.dev
     model = build_model(config)
     lay_adapter(model, config)
     model.to(device)
-    module, optimizer = TrainingStep(model, config.carry, config.label_smoothing), make_optimizer(model, config.optim)
     batches, times = training_batches(config, train), []
+    training = Training(model, config, device, example=batches.batch(0))
     states: list[State | None] = [None] * config.accumulate
     for step in range(steps + 2):  # the first two warm up
         start = time.perf_counter()
-        update(module, optimizer, batches.batch(step), states, config.optim.grad_clip).grad_norm.item()  # waits
+        training.update(*batches.part(step, 0, 1), states).grad_norm.item()  # waits
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
