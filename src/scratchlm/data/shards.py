@@ -8,6 +8,7 @@ own; one that was prepared (prepare.py) is for many runs, has the tokenizer with
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,24 @@ class Prepared:
         self.checksum: str = json.loads((folder / MANIFEST).read_bytes())["checksum"]
         self.tokenizer = load(folder / TOKENIZER)
 
-    def splits(self, *, hashed: bool = False) -> dict[str, Tokens]:
-        """The tokens by split, each file checked by its size and type, or `hashed`. Raises InputError as needed."""
-        return read_shards(self.folder, self.tokenizer, self.checksum, hashed=hashed)
+    def splits(self, tokenizer: Tokenizer | None = None, *, hashed: bool = False) -> dict[str, Tokens]:
+        """The tokens by split, each file checked by its size and type, or `hashed`.
+
+        Raises InputError where one is damaged, and where they are not of this `tokenizer`, if one is given.
+        """
+        return read_shards(self.folder, tokenizer or self.tokenizer, self.checksum, hashed=hashed)
+
+
+def read_prepared(folder: Path, tokenizer: Tokenizer, checksum: str) -> dict[str, Tokens]:
+    """The splits of a folder that a run names, each file checked by its size and type.
+
+    Raises InputError where it is not there any more, or is another one.
+    """
+    place = Path(os.path.normpath(folder.absolute()))
+    try:
+        return read_shards(place, tokenizer, checksum, hashed=False)
+    except InputError as error:
+        raise InputError(
+            f"this run's tokens are in the folder {place}, which it cannot use ({error}); put it back there, or a link "
+            "to where it is now"
+        ) from error
