@@ -111,7 +111,7 @@ class RunConfig:
     Attributes:
         arch: The architecture.
         preset: The preset that filled what nothing else set.
-        data: A corpus by name, a file (.tsv holds pairs: source, tab, target), a folder of texts or of what data prepare
+        data: A corpus by name, a file (.tsv holds pairs: source, tab, target), a folder of texts, one that data prepare
             made, or - for standard input.
         prepared: The folder that data prepare made, seen from the run's; none: the run's folder has the tokens itself.
         source: A file with a source on each line, for models of pairs; its translations are in target.
