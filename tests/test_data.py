@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scratchlm.data import corpora, shards
-from scratchlm.data.batches import IGNORED, Batch, TrainingWindows, evaluation_batches
+from scratchlm.data.batches import IGNORED, Batch, CarriedStreams, TrainingWindows, evaluation_batches
 from scratchlm.data.shards import Tokens, dtype_for, encode_documents, read_shards, split_documents, write_shards
 from scratchlm.data.text import read_documents
 from scratchlm.errors import InputError
@@ -500,6 +500,31 @@ def test_slices_are_the_batch_in_even_parts(rows, parts):
     assert torch.equal(torch.cat([part.targets for part in slices]), targets)
     counts = [part.target_count for part in slices]
     assert sum(counts) == batch.target_count == rows * 3 - len(range(0, rows * 3, 4))
+
+
+@given(
+    st.sampled_from([TrainingWindows, CarriedStreams]), st.integers(1, 9), st.integers(1, 12), st.integers(0, 30),
+    st.integers(1, 5),
+)  # fmt: skip
+def test_a_process_reads_its_rows_of_a_batch_and_no_others(kind, rows, parts, step, window):
+    read = []
+
+    class Watched(Tokens):
+        def windows(self, starts, length):
+            read.append(len(starts))
+            return super().windows(starts, length)
+
+    batches = kind(Watched.of(np.arange(90, dtype=np.uint32)), window, rows, seed=step)
+    whole = batches.batch(step)
+    read.clear()
+    found = [batches.part(step, part, parts) for part in range(parts)]
+    assert [count for _, count in found] == [whole.target_count] * parts
+    assert read == [len(batch.tokens) for batch, _ in found]
+    assert sum(read) == rows
+    assert {batch.continues for batch, _ in found} == {whole.continues}
+    for part, (batch, _) in enumerate(found[:rows]):
+        assert torch.equal(batch.tokens, whole.part(part, parts).tokens)
+        assert torch.equal(batch.targets, whole.part(part, parts).targets)
 
 
 def test_a_batch_keeps_its_source():
