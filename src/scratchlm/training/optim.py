@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scratchlm.config import OptimConfig
+from scratchlm.training.sharding import placed
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
@@ -112,4 +113,4 @@ def restore_optimizer(
     for key, tensor in tensors:
         name, field = key.split("|")
         # torch keeps a fused step's counter in float32 beside the parameter
-        optimizer.state[parameters[name]][field] = tensor.to(parameters[name].device)
+        optimizer.state[parameters[name]][field] = placed(tensor, parameters[name])
