@@ -116,6 +116,8 @@ def prepare(
                 yield from _prepare(given, sources, folder, how, workers)
     except Timeout as error:
         raise InputError(f"another process is preparing {folder}; wait for it, or stop it") from error
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error}; mend that, and the same command goes on") from error
     return read_json(folder / MANIFEST)
 
 
