@@ -1,11 +1,17 @@
 """Texts of any size to shards: the same tokens as a run has, whoever is killed on the way; and training on them."""
 
+import contextlib
 import itertools
 import json
 import os
 import random
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -15,8 +21,11 @@ import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runs import SETTINGS, TEXT
+from runs import SETTINGS, TEXT, same_end
 from scratchlm import tokenizers
+from scratchlm.checkpoint import RunFolder
+from scratchlm.cli import main
+from scratchlm.config import read_settings
 from scratchlm.data import journal, pieces
 from scratchlm.data import prepare as preparing
 from scratchlm.data.pieces import find_source
@@ -24,7 +33,10 @@ from scratchlm.data.prepare import Preparation, prepare
 from scratchlm.data.shards import SPLITS, Prepared, encode_documents, split_documents
 from scratchlm.data.text import read_documents
 from scratchlm.errors import InputError
-from scratchlm.tokenizers import BPETokenizer, exhaust, splitting
+from scratchlm.files import read_json, write_json
+from scratchlm.tokenizers import BPETokenizer, CharacterTokenizer, exhaust, splitting
+from scratchlm.training.loop import train
+from scratchlm.training.material import read_data
 from scratchlm.training.setup import create_run
 
 # what the patterns tell apart, what a line's end may be, and characters of one to four bytes
@@ -442,3 +454,286 @@ def test_a_full_disk_is_refused_before_it_is_filled_and_gone_on_from(killed, mon
             killed(tmp_path / "shards")
     killed(tmp_path / "shards")
     assert files(tmp_path / "shards") == files(tmp_path / "straight")
+
+
+# The command line
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+def test_prepare_says_what_it_made_and_verify_that_it_is_whole(here, capsys):
+    assert main(["data", "prepare", "text.txt", "--out", "shards", "--split", "0.8", "0.1", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"train +2,304 tokens +2,304 bytes +1 documents", said)
+    assert main(["data", "verify", "shards"]) == 0
+    assert "every file is as its hash says" in capsys.readouterr().out
+    assert main(["data", "prepare", "text.txt", "--out", "shards", "--split", "0.8", "0.1", "0.1"]) == 0
+    assert capsys.readouterr().out == said, "once more changes nothing"
+    data = bytearray(Path("shards/train_00000.npy").read_bytes())
+    data[-1] ^= 1
+    Path("shards/train_00000.npy").write_bytes(data)
+    assert main(["data", "verify", "shards"]) == 2
+    assert "train_00000.npy is damaged: its sha256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name the texts"), (["text.txt"], "--out shards"), (["-", "--out", "s"], "write standard input to a file"),
+        (["missing.txt", "--out", "s"], "cannot read missing.txt: No such file"),
+        (["pairs.tsv", "--out", "s"], "holds pairs"), (["text.txt", "--out", "s", "--tokenizer", "bep"], "mean 'bpe'"),
+        (["text.txt", "--out", "s", "--vocab-size", "300"], "the vocabulary size is 300"),
+        (["text.txt", "--out", "s", "--split", "0.9", "0.9", "0"], "shares of train"),
+        (["text.txt", "--out", "s", "--workers", "0"], "workers is 0"),
+        (["text.txt", "--out", "s", "--shard-tokens", "0"], "at least 1"),
+        (["text.txt", "--out", "s", "--tokenizer", "pair"], "a tokenizer of pairs"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_prepared_is_refused_and_leaves_nothing(words, message, here, capsys):
+    assert main(["data", "prepare", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert [path.name for path in here.iterdir()] == ["text.txt"]
+
+
+def start(*words, **options):
+    """The command in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "scratchlm", "data", "prepare", *map(str, words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **options)
+
+
+def test_ctrl_c_ends_with_130_and_the_command_goes_on(here):
+    Path("long.txt").write_text(TEXT * 2000, encoding="utf-8")
+    words = ["long.txt", "--out", "shards", "--workers", "2"]
+    process = start(*words, start_new_session=True)
+    while not Path("shards/preparation.json").is_file() and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too, which have just been started
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert said.splitlines() == ["stopped; the same command goes on, and what is in shards is not made again"]
+    made(["long.txt"], here / "shards")
+    same(stored(Path("shards")), expected("long.txt"))
+
+
+# Training
+
+
+def test_a_run_on_a_prepared_folder_is_the_run_on_its_text(here):
+    made(["text.txt"], here / "shards", shard_tokens=500)
+    settings = {**SETTINGS, "steps": 2, "eval_every": 2}
+    runs = [
+        create_run({**settings, "data": data}, here / name)[0] for data, name in (("text.txt", "a"), ("shards", "b"))
+    ]
+    assert not (runs[1].path / "data").exists(), "the tokens stay where they are"
+    assert runs[1].config().prepared == "../shards"
+    for run in runs:
+        list(train(run))
+    same_end(*runs)
+
+
+def prepared_run(here, **changed):
+    made(["text.txt"], here / "shards")
+    return create_run({**SETTINGS, "steps": 2, "data": "shards", **changed}, here / "runs" / "a")[0]
+
+
+def test_a_run_finds_its_tokens_where_both_have_moved_and_says_so_where_not(here):
+    wanted = {name: tokens.sha256() for name, tokens in prepared_run(here).splits().items()}
+    Path("elsewhere").mkdir()
+    for name in ("runs", "shards"):
+        Path(name).rename(Path("elsewhere") / name)
+    run = RunFolder.open("elsewhere/runs/a")
+    assert {name: tokens.sha256() for name, tokens in run.splits().items()} == wanted
+    Path("elsewhere/shards").rename("elsewhere/other")
+    with pytest.raises(
+        InputError, match=r"tokens are in the folder .*elsewhere.shards, .*; put it back there, or a link"
+    ):
+        run.splits()
+    Path("elsewhere/shards").symlink_to("other")
+    assert {name: tokens.sha256() for name, tokens in run.splits().items()} == wanted
+
+
+DAMAGE = {
+    "another folder": (
+        lambda: (shutil.rmtree("shards"), made(["text.txt"], Path("shards"), tokenizer="byte")),
+        "another run",
+    ),
+    "a shard of another length": (
+        lambda: np.save("shards/train_00000.npy", np.zeros(5, np.uint8)),
+        "is damaged: it has (5,)",
+    ),
+    "a shard of another type": (lambda: np.save("shards/test_00000.npy", np.zeros(144, np.uint16)), "of uint16"),
+    "a cut shard": (lambda: os.truncate("shards/train_00000.npy", 1000), "train_00000.npy is damaged"),
+    "no shard": (lambda: Path("shards/validation_00000.npy").unlink(), "cannot read"),
+    "another tokenizer": (lambda: CharacterTokenizer("abc").save("shards/tokenizer.json"), None),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_folder_that_is_not_what_it_was_is_refused(damage, here):
+    run = prepared_run(here)
+    change, message = DAMAGE[damage]
+    change()
+    if message is None:  # the run has the tokenizer itself; a new one needs the folder's
+        run.splits()
+        with pytest.raises(InputError, match="made by another tokenizer"):
+            create_run({**SETTINGS, "data": "shards"}, here / "new")
+    else:
+        with pytest.raises(InputError, match=re.escape(message)):
+            run.splits()
+
+
+def test_a_run_on_a_prepared_folder_takes_what_the_folder_decides(here):
+    run = prepared_run(here)
+    again = create_run({**run_settings(run)}, here / "runs" / "b")[0]
+    assert again.config() == run.config(), "its config.json repeats it"
+    for changed, message in [
+        ({"tokenizer": "byte"}, "--tokenizer is byte, but shards was prepared with its own; leave it out"),
+        ({"vocab_size": 300}, "--vocab-size is 300"),
+        ({"split": (0.8, 0.1, 0.1)}, "--split is 0.8 0.1 0.1, but shards was prepared with its own, 0.9 0.05 0.05"),
+        ({"errors": "replace"}, "--errors is replace"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            create_run({**SETTINGS, "data": "shards", **changed}, here / "new")
+    made(["text.txt"], here / "small", split=(1.0, 0.0, 0.0))
+    with pytest.raises(InputError, match="the validation text has 0 tokens"):
+        create_run({**SETTINGS, "data": "small"}, here / "new")
+    with pytest.raises(InputError, match="shards is a folder of prepared tokens, which train, finetune and eval read"):
+        read_data("shards")
+
+
+def run_settings(run):
+    return {**read_settings(str(run.path / "config.json")), "data": "shards"}
+
+
+def test_presets_leave_to_a_folder_what_it_decides(here, monkeypatch):
+    """nanogpt-cpu has a split of its own, the Backpack's default a tokenizer."""
+    made(["text.txt"], here / "shards")
+    asked = []
+    monkeypatch.setattr("scratchlm.cli.train._train", lambda settings, *rest: asked.append(settings) or 0)
+    for words in (["gpt", "--preset", "nanogpt-cpu"], ["backpack"]):
+        for data in ("text.txt", "shards"):
+            assert main(["train", *words, "--data", data]) == 0
+    assert ["split" in settings for settings in asked[:2]] == [True, False]
+    assert ["tokenizer" in settings for settings in asked[2:]] == [True, False]
+
+
+def test_finetune_and_eval_read_a_prepared_folder_of_their_tokenizer(here, capsys):
+    run = prepared_run(here)
+    list(train(run))
+    assert main(["finetune", "runs/a", "--data", "shards", "--steps", "1", "--out", "runs/b"]) == 0
+    assert RunFolder("runs/b").config().prepared == "../../shards"
+    capsys.readouterr()
+    scores = []
+    for words in (["--data", "shards", "--split", "test"], ["--split", "test"]):
+        assert main(["eval", "runs/a", *words, "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == scores[1]
+    made(["text.txt"], here / "bytes", tokenizer="byte")
+    assert main(["eval", "runs/a", "--data", "bytes"]) == 2
+    assert "made by another tokenizer" in capsys.readouterr().err
+    assert main(["finetune", "runs/a", "--data", "bytes", "--out", "runs/c"]) == 2
+    assert "prepared with another tokenizer than that of the model to start from" in capsys.readouterr().err
+
+
+# Slow: what is larger than memory should be
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_with_the_same_bytes(here):
+    """200 MB, SIGKILL again and again, to the process alone: its workers end with it."""
+    Path("long.txt").write_text(TEXT * (200_000_000 // len(TEXT)), encoding="utf-8")
+    taught().save("tokenizer.json")
+    words = ["long.txt", "--tokenizer", "tokenizer.json", "--workers", "2", "--shard-tokens", "5000000"]
+    began = time.monotonic()
+    assert start(*words, "--out", "straight").wait(300) == 0
+    whole, draw, kills = time.monotonic() - began, random.Random(3), 0
+    while True:
+        process = start(*words, "--out", "shards")
+        try:
+            assert process.wait(draw.uniform(1, whole / 2)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            workers = children.read_text().split() if children.exists() else []
+            process.kill()
+            process.wait()
+            kills += 1
+            deadline = time.monotonic() + 20
+            while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not any(Path(f"/proc/{worker}").exists() for worker in workers), "no worker is left behind"
+    assert kills >= 2
+    assert files(here / "shards") == files(here / "straight")
+
+
+def memory(pid):
+    """The resident memory of a process and of those that it started, in MB."""
+    with contextlib.suppress(OSError):
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6 + sum(map(memory, children))
+    return 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["prose", "one letter a line", "emoji"])
+def test_memory_stays_below_a_gigabyte(kind, here):
+    line = {"prose": TEXT, "one letter a line": "a" * 7_000_000 + "\n", "emoji": "😀漢字 " * 1000 + "\n"}[kind]
+    Path("long.txt").write_text(line * (200_000_000 // len(line.encode())), encoding="utf-8")
+    taught().save("tokenizer.json")
+    process, most = start("long.txt", "--tokenizer", "tokenizer.json", "--workers", "2", "--out", "shards"), 0
+    while process.poll() is None:
+        most = max(most, memory(process.pid))
+        time.sleep(0.1)
+    assert process.returncode == 0
+    print(f"{kind}: at most {most:,.0f} MB")
+    assert most < 1000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
+def test_training_on_two_gigabytes_takes_no_more_memory_at_the_end_than_at_the_start(here):
+    """Ten shards of 100 million tokens, written without a text; random windows of all of them, while a model trains."""
+    prepared_folder(here / "shards", shards=10, shard_tokens=100_000_000)
+    script = """
+import sys
+from pathlib import Path
+from scratchlm.training.setup import create_run
+from scratchlm.training.loop import _Trainer
+from runs import SETTINGS
+model = {**SETTINGS["model"], "dim": 8, "depth": 1}
+run, _ = create_run({**SETTINGS, "data": "shards", "batch_size": 256, "model": model}, Path("run"))
+trainer = _Trainer(run, run.config())
+for step in range(601):
+    trainer.update()
+    if step % 100 == 0:
+        print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 1_000_000)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    found = list(map(int, done.stdout.split()))
+    print(f"MB each hundred steps: {found}")
+    assert max(found[1:]) - found[1] < 20, "153,600 random windows touch 600 MB of the shards"
+
+
+def prepared_folder(folder, shards, shard_tokens):
+    """What data prepare makes of a text, with other tokens for those of training."""
+    made(["text.txt"], folder, tokenizer=taught())
+    manifest = read_json(folder / "manifest.json")
+    numbers = np.random.default_rng(0)
+    described = []
+    for number in range(shards):
+        file = folder / f"train_{number:05d}.npy"
+        np.save(file, numbers.integers(0, 256, shard_tokens, dtype=np.uint16))
+        described.append({"file": file.name, "tokens": shard_tokens, "sha256": ""})
+    manifest["splits"]["train"] |= {"shards": described, "tokens": shards * shard_tokens}
+    write_json(folder / "manifest.json", manifest)

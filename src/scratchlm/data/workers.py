@@ -5,9 +5,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from scratchlm.errors import InputError
@@ -29,6 +30,19 @@ def _start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Ctrl-C waits; what is started meanwhile is never told of it, also while it imports what it needs."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Generator[R, None, None]:
     """What the function makes of the tasks, in their order, out of worker processes; few are held at once."""
     if workers == 1:
@@ -39,7 +53,8 @@ def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int) -> Ge
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
         for task in tasks:
-            waiting.append(pool.submit(function, task))
+            with _without_ctrl_c():
+                waiting.append(pool.submit(function, task))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
