@@ -31,6 +31,7 @@ ALLOWED = {
     "steering": {"generation", "model", "models"},
     "evaluation": {"data", "model", "errors", "generation"},
     "translation": {"beams", "data", "errors", "model", "tokenizers"},
+    "flops": {"data", "evaluation", "model"},
     "config": {"models", "errors"},
     "checkpoint": {"checkpoint", "config", "data", "errors", "files", "lora", "model", "models", "tokenizers"},
     "interop": {
@@ -44,8 +45,8 @@ ALLOWED = {
         "models", "runtime", "tokenizers", "training",
     },
     "training": {
-        "checkpoint", "config", "data", "errors", "evaluation", "files", "generation", "interop", "lora", "model",
-        "models", "runtime", "tokenizers", "training", "translation",
+        "checkpoint", "config", "data", "errors", "evaluation", "files", "flops", "generation", "interop", "lora",
+        "model", "models", "runtime", "tokenizers", "training", "translation",
     },
 }  # fmt: skip
 
