@@ -21,7 +21,7 @@ def batch_for(model, rows=2, tokens=7):
     return Batch(ids, ids.roll(1), source)
 
 
-@pytest.mark.parametrize("preset, vocab_size", [("gpt2", 50257), ("nanogpt-cpu", 65)])
+@pytest.mark.parametrize(("preset", "vocab_size"), [("gpt2", 50257), ("nanogpt-cpu", 65)])
 def test_a_gpts_count_is_the_formulas(preset, vocab_size):
     """6 N + 12 L H Q T for each token, N without position embeddings: Chowdhery et al. 2022, appendix B."""
     config = MODELS["gpt"].Config(**{**MODELS["gpt"].presets[preset]["model"], "vocab_size": vocab_size})
@@ -36,7 +36,7 @@ def test_a_gpts_count_is_the_formulas(preset, vocab_size):
         assert counted * 1024 == 3 * 291_648_307_200  # the products of one forward pass, counted by hand
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS])
+@pytest.mark.parametrize("name", list(MODELS))
 def test_a_count_is_that_of_the_step_that_runs(name):
     model = MODELS[name](MODELS[name].Config.tiny())
     batch = batch_for(model)

@@ -84,9 +84,7 @@ def product_rates(device: torch.device, precision: str, repeats: int, size: int 
     `size`: their width; without it 1024, on an accelerator 8192. Precision tf32 is the caller's to switch on.
     """
     size = size or (1024 if device.type == "cpu" else 8192)
-    draws = torch.Generator(device).manual_seed(
-        0
-    )  # of its own: a run's stream goes on undisturbed
+    draws = torch.Generator(device).manual_seed(0)  # of its own: a run's stream goes on undisturbed
     one, other = (torch.randn(size, size, generator=draws, device=device).to(DTYPES[precision]) for _ in range(2))
     rates = []
     for repeat in range(repeats + 2):  # two warm up
