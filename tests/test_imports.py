@@ -32,6 +32,10 @@ ALLOWED = {
     "evaluation": {"data", "model", "errors", "generation"},
     "translation": {"beams", "data", "errors", "model", "tokenizers"},
     "flops": {"data", "evaluation", "model"},
+    "bench": {
+        "bench", "config", "data", "errors", "files", "flops", "generation", "inspect", "model", "models", "runtime",
+        "tokenizers", "training",
+    },
     "config": {"models", "errors"},
     "checkpoint": {"checkpoint", "config", "data", "errors", "files", "lora", "model", "models", "tokenizers"},
     "interop": {
