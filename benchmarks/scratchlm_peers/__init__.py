@@ -24,8 +24,8 @@ from scratchlm.training.optim import make_optimizer
 class Rival:
     """A model that is measured against ours.
 
-    `loss`: mean nats per target of a batch. `generate`: greedy, from prompts (B, T) and a number of new tokens, the
-    source where there is one; gives (B, T + new). None: it cannot.
+    `loss`: mean nats per target of a batch. `generate`: greedy, from prompts (B, T), a number of new tokens and the
+    source or None; gives (B, T + new).
     """
 
     module: nn.Module
@@ -39,7 +39,8 @@ class Peer:
     """A rival by name: `path` is "module:function", which is imported when it is measured.
 
     `package`: the distribution that must be installed. `fits`: whether it can be the model of a configuration.
-    `equal`: it does the same work, so that its losses and tokens must be those of ours.
+    `equal`: it does the same work, so that its losses and tokens must be those of ours. `writes`: generation is
+    measured too.
     """
 
     arch: str
@@ -48,6 +49,7 @@ class Peer:
     path: str
     fits: Callable[[Any], bool] = lambda config: True
     equal: bool = True
+    writes: bool = True
     settings: Mapping[str, Any] | None = None
 
     def version(self) -> str | None:
@@ -110,8 +112,17 @@ def model_peers(nanogpt: Path | None = None) -> list[Peer]:
         Peer(arch="backpack", name="its trunk alone, a GPT", package="torch", path="own:trunk", equal=False),
     ]  # fmt: skip
     if nanogpt is not None:
-        own = {"package": "nanoGPT", "path": "nanogpt:rival", "settings": {"folder": nanogpt}}
-        peers.append(Peer(arch="gpt", name="nanoGPT", fits=lambda config: not config.bias, **own))
+        peers.append(
+            Peer(
+                arch="gpt",
+                name="nanoGPT",
+                package="nanoGPT",
+                path="nanogpt:rival",
+                writes=False,
+                fits=lambda config: not config.bias,
+                settings={"folder": nanogpt},
+            )
+        )
     return peers
 
 
@@ -141,10 +152,10 @@ TOKENIZER_PEERS = [
         name="tokenizers",
         package="tokenizers",
         train="byte_pairs:train_tokenizers",
-        encode="byte_pairs:with_tokenizers",
+        encode="byte_pairs:encode_tokenizers",
     ),
     TokenizerPeer(name="rustbpe", package="rustbpe", train="byte_pairs:train_rustbpe", ties="ids"),
-    TokenizerPeer(name="tiktoken", package="tiktoken", encode="byte_pairs:with_tiktoken"),
+    TokenizerPeer(name="tiktoken", package="tiktoken", encode="byte_pairs:encode_tiktoken"),
 ]
 
 

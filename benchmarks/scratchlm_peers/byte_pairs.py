@@ -32,7 +32,7 @@ def train_rustbpe(text, vocab_size, pattern):
     return train, lambda made, sample: made.encode(sample)
 
 
-def with_tiktoken(text, tokenizer):
+def encode_tiktoken(text, tokenizer):
     import tiktoken
 
     ranks, pattern = tokenizer.mergeable_ranks(), PATTERNS[tokenizer.pattern]
@@ -40,7 +40,7 @@ def with_tiktoken(text, tokenizer):
     return lambda: made.encode_to_numpy(text, disallowed_special=())
 
 
-def with_tokenizers(text, tokenizer):
+def encode_tokenizers(text, tokenizer):
     from tokenizers import Tokenizer
 
     made = Tokenizer.from_str(tokenizer_json(tokenizer))

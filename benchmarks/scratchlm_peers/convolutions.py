@@ -47,7 +47,7 @@ def rival(model):
     def loss(batch):
         return F.cross_entropy(module(batch.tokens).flatten(0, 1), batch.targets.flatten())
 
-    def generate(prompts, new):
+    def generate(prompts, new, source):
         def next_logits(tokens):
             return F.linear(module.features(tokens[:, -field:])[:, -1], module.embedding.weight)
 

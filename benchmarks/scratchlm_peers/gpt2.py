@@ -18,7 +18,7 @@ def of_transformers(module):
         logits = module(batch.tokens, use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
 
-    def generate(prompts, new):
+    def generate(prompts, new, source):
         with torch.inference_mode():
             return module.generate(
                 prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new, do_sample=False

@@ -56,9 +56,7 @@ def rival(model, folder):
         betas = (optim.beta1, optim.beta2)
         return quietly(module.configure_optimizers, optim.weight_decay, optim.lr, betas, device.type)
 
-    def generate(prompts, new):
-        return module.generate(prompts, new, top_k=1)
+    def loss(batch):
+        return module(batch.tokens, batch.targets)[1]
 
-    return Rival(
-        module=module, loss=lambda batch: module(batch.tokens, batch.targets)[1], generate=generate, optimizer=optimizer
-    )
+    return Rival(module=module, loss=loss, optimizer=optimizer)

@@ -19,7 +19,7 @@ def language_model(module):
         total, count = loss_sum(module, batch)
         return total / count
 
-    def generate(prompts, new):
+    def generate(prompts, new, source):
         return torch.tensor(generated(module, prompts.tolist(), new, temperature=0), device=prompts.device)
 
     return Rival(module=module, loss=loss, generate=generate)

@@ -1,7 +1,7 @@
 """What this machine can do, and how fast training, generation and tokenizing are on it, against others who do it.
 
-Each group is a module with `rows(setting)`. The peers are in a package of their own, `scratchlm_peers`, since nothing in
-this one is prebuilt.
+Each group is a module with `rows(setting)`. The peers are in a package of their own, `scratchlm_peers`, since nothing
+in this one is prebuilt.
 """
 
 import importlib

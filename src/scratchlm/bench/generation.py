@@ -52,11 +52,6 @@ class Task:
     new: int
     source: Source | None = None
 
-    @property
-    def named(self) -> dict[str, Source]:
-        """The source as an argument, where there is one."""
-        return {} if self.source is None else {"source": self.source}
-
 
 def task_of(case: Case, model: LanguageModel, rows: int, new: int = NEW) -> Task:
     """Prompts out of a case's batch, and as many new tokens, up to `new`, as the model's context takes."""
@@ -74,7 +69,7 @@ def check_same_choices(model: LanguageModel, task: Task, written: Tensor) -> Non
     if written.shape != (len(task.prompts), task.prompts.shape[1] + task.new):
         raise UnequalError(f"the text has the shape {tuple(written.shape)}, so the work differs")
     with inference(model):
-        state = model.initial_state(len(written), **task.named)
+        state = model.initial_state(len(written), source=task.source)
         features, _ = model(written[:, :-1], state)
         logits = model.readout(features[:, task.prompts.shape[1] - 1 :])  # (B, new, V)
         chosen = logits.gather(-1, written[:, task.prompts.shape[1] :, None])
@@ -99,8 +94,8 @@ def rows(setting: Setting) -> Iterator[Row]:
 def rows_of(case: Case, setting: Setting, texts: int = 1, new: int = NEW, asked: float | None = None) -> Iterator[Row]:
     """Texts of one case continued: a row for each peer, or one alone."""
     model = case.make(setting.device).eval()
-    task, peers = task_of(case, model, texts, new), list(peers_of(setting, case.arch, model.config))
-    peers = [peer for peer in peers if peer.name != "nanoGPT"]  # it keeps no memory, and is no match
+    task = task_of(case, model, texts, new)
+    peers = [peer for peer in peers_of(setting, case.arch, model.config) if peer.writes]
     trials = {peer.name: attempt(peer, lambda peer=peer: _rivals(peer, case, model, task)) for peer in peers}
     prompts = task.prompts.tolist()
     sides: dict[str, Callable[[], object]] = {
@@ -117,11 +112,9 @@ def rows_of(case: Case, setting: Setting, texts: int = 1, new: int = NEW, asked:
 def _rivals(peer: Any, case: Case, model: LanguageModel, task: Task) -> Callable[[], object]:
     rival = peer.rival(case.make(task.prompts.device))
     rival.module.eval()
-    if rival.generate is None:
-        raise UnequalError("it has no generation")
     if peer.equal:
-        check_same_choices(model, task, rival.generate(task.prompts, task.new, **task.named))
-    return lambda: rival.generate(task.prompts, task.new, **task.named)
+        check_same_choices(model, task, rival.generate(task.prompts, task.new, task.source))
+    return lambda: rival.generate(task.prompts, task.new, task.source)
 
 
 def one_token(model: LanguageModel, tokens: Tensor) -> Callable[[], Tensor]:

@@ -1,8 +1,9 @@
 """Byte-pair encoding against other libraries: training on a text, and encoding it."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -53,7 +54,7 @@ def training(text: str, vocab_size: int, setting: Setting) -> Iterator[Row]:
         _check_same(ours(None, peer.ties).encode_array(sample), encode(train(), sample))
         return train
 
-    sides = {words: (lambda loops=loops: ours(loops, "ids")) for words, loops in _ways().items()}
+    sides = {words: partial(ours, loops, "ids") for words, loops in _ways().items()}
     what = f"train {vocab_size:,} byte pairs on {len(text.encode()) / 1e6:.1f} MB"
     yield from _rows(setting, what, sides, [peer for peer in _peers() if peer.train], make, len(text.encode()))
 
@@ -75,7 +76,7 @@ def encoding(text: str, vocab_size: int, setting: Setting) -> Iterator[Row]:
 
     for loops in _ways().values():
         _check_same(expected, ours(loops))
-    sides = {words: (lambda loops=loops: ours(loops)) for words, loops in _ways().items()}
+    sides = {words: partial(ours, loops) for words, loops in _ways().items()}
     what = f"encode {len(text.encode()) / 1e6:.1f} MB"
     yield from _rows(setting, what, sides, [peer for peer in _peers() if peer.encode], make, len(text.encode()))
 
@@ -92,7 +93,7 @@ def _check_same(ours: Any, theirs: Any) -> None:
 def _rows(
     setting: Setting,
     what: str,
-    sides: dict[str, Callable[[], object]],
+    sides: Mapping[str, Callable[[], object]],
     peers: list[Any],
     make: Callable[[Any], Callable[[], object]],
     size: int,

@@ -78,5 +78,5 @@ def command(
         print(json.dumps({"format_version": FORMAT_VERSION, **results}, allow_nan=False))
     else:
         print(table(results["rows"]), end="")
-    say(f"\nthe figures are in {folder / 'results.json'}, the chart in {folder / 'ratios.svg'}")
+    say(f"\nthe figures are in {folder / 'results.json'}; {folder} has the table and the chart too")
     return 1 if any(row.status in ("failed", "unequal") for row in rows) else 0
