@@ -78,7 +78,7 @@ def load(path: str) -> Callable[..., Any]:
 
 
 def _commit(folder: Path) -> str:
-    command = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    command = ["git", "--git-dir", str(folder / ".git"), "rev-parse", "--short", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
@@ -130,8 +130,8 @@ def model_peers(nanogpt: Path | None = None) -> list[Peer]:
 class TokenizerPeer:
     """Another library's byte-pair encoding: "module:function" of what is timed, both without arguments once made.
 
-    `train` takes (text, vocab_size, pattern) and gives what trains and returns the ids of a sample afterwards; `encode`
-    takes (text, tokenizer of ours) and gives what encodes the text. None: it does not.
+    `train` takes (texts, vocab_size, pattern) and gives what trains, and what encodes with the result; `encode` takes
+    (text, tokenizer of ours) and gives what encodes the text. None: it does not.
     """
 
     name: str

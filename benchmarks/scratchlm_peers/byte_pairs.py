@@ -4,7 +4,7 @@ from scratchlm.interop.vocabularies.tokenizer_json import tokenizer_json
 from scratchlm.tokenizers.splitting import PATTERNS
 
 
-def train_tokenizers(text, vocab_size, pattern):
+def train_tokenizers(texts, vocab_size, pattern):
     """Gives what trains, and what encodes with the result."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -15,18 +15,18 @@ def train_tokenizers(text, vocab_size, pattern):
         made.pre_tokenizer = pre_tokenizers.Sequence([cut, to_bytes])
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-        made.train_from_iterator([text], trainer)
+        made.train_from_iterator(texts, trainer)
         return made
 
     return train, lambda made, sample: made.encode(sample, add_special_tokens=False).ids
 
 
-def train_rustbpe(text, vocab_size, pattern):
+def train_rustbpe(texts, vocab_size, pattern):
     import rustbpe
 
     def train():
         made = rustbpe.Tokenizer()
-        made.train_from_iterator([text], vocab_size, pattern=PATTERNS[pattern])
+        made.train_from_iterator(texts, vocab_size, pattern=PATTERNS[pattern])
         return made
 
     return train, lambda made, sample: made.encode(sample)

@@ -50,7 +50,7 @@ def training(text: str, vocab_size: int, setting: Setting) -> Iterator[Row]:
             return BPETokenizer.train([text], vocab_size=vocab_size, pattern=PATTERN, ties=ties)
 
     def make(peer: Any) -> Callable[[], object]:
-        train, encode = peer.load(peer.train)(text, vocab_size, PATTERN)
+        train, encode = peer.load(peer.train)([text], vocab_size, PATTERN)
         _check_same(ours(None, peer.ties).encode_array(sample), encode(train(), sample))
         return train
 
