@@ -33,8 +33,8 @@ ALLOWED = {
     "translation": {"beams", "data", "errors", "model", "tokenizers"},
     "flops": {"data", "evaluation", "model"},
     "bench": {
-        "bench", "config", "data", "errors", "files", "flops", "generation", "inspect", "model", "models", "runtime",
-        "tokenizers", "training",
+        "bench", "config", "data", "errors", "evaluation", "files", "flops", "generation", "inspect", "model",
+        "models", "runtime", "tokenizers", "training",
     },
     "config": {"models", "errors"},
     "checkpoint": {"checkpoint", "config", "data", "errors", "files", "lora", "model", "models", "tokenizers"},

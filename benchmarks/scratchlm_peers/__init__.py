@@ -1,7 +1,6 @@
 """What `scratchlm bench` measures against: the same models made of torch's own modules or of other libraries.
 
-They stand outside of the package, in which nothing is prebuilt, and are imported when they are measured. Each takes a
-model of ours and gives a `Rival` with the same weights, so that both can be shown to do the same work.
+They stand outside of the package, in which nothing is prebuilt, and each is imported when it is measured.
 """
 
 import importlib
@@ -11,27 +10,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-from scratchlm.config import OptimConfig
-from scratchlm.data.batches import Batch
-from scratchlm.training.optim import make_optimizer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rival:
-    """A model that is measured against ours.
-
-    `loss`: mean nats per target of a batch. `generate`: greedy, from prompts (B, T), a number of new tokens and the
-    source or None; gives (B, T + new).
-    """
-
-    module: nn.Module
-    loss: Callable[[Batch], Tensor]
-    generate: Callable[..., Tensor] | None = None
-    optimizer: Callable[[nn.Module, OptimConfig], torch.optim.Optimizer] = make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +36,8 @@ class Peer:
             return _commit(self.settings["folder"])
         return installed(self.package)
 
-    def rival(self, model: Any) -> Rival:
-        """The rival of a model, with its weights, on its device."""
+    def rival(self, model: Any) -> Any:
+        """The `Rival` of a model, with its weights, on its device."""
         return load(self.path)(model, **(self.settings or {}))
 
 
@@ -157,12 +135,3 @@ TOKENIZER_PEERS = [
     TokenizerPeer(name="rustbpe", package="rustbpe", train="byte_pairs:train_rustbpe", ties="ids"),
     TokenizerPeer(name="tiktoken", package="tiktoken", encode="byte_pairs:encode_tiktoken"),
 ]
-
-
-def greedily(next_logits: Callable[[Tensor], Tensor], prompts: Tensor, new: int) -> Tensor:
-    """Generation without memory: all is read again for each token. `next_logits`: (B, T) -> (B, V)."""
-    tokens = prompts
-    with torch.inference_mode():
-        for _ in range(new):
-            tokens = torch.cat([tokens, next_logits(tokens).argmax(-1, keepdim=True)], 1)
-    return tokens

@@ -1,6 +1,5 @@
 """Byte-pair encoding of other libraries: what trains on or encodes a text, ready to be timed."""
 
-from scratchlm.interop.vocabularies.tokenizer_json import tokenizer_json
 from scratchlm.tokenizers.splitting import PATTERNS
 
 
@@ -42,6 +41,8 @@ def encode_tiktoken(text, tokenizer):
 
 def encode_tokenizers(text, tokenizer):
     from tokenizers import Tokenizer
+
+    from scratchlm.interop.vocabularies.tokenizer_json import tokenizer_json
 
     made = Tokenizer.from_str(tokenizer_json(tokenizer))
     return lambda: made.encode(text, add_special_tokens=False).ids

@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import nn
 
-from scratchlm_peers import Rival, greedily
+from scratchlm_peers.rival import Rival, greedily
 
 
 class Block(nn.Module):

@@ -6,7 +6,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from scratchlm.data.batches import IGNORED
 from scratchlm.interop.hub.gpt2 import GPT2, write_shape
-from scratchlm_peers import Rival
+from scratchlm_peers.rival import Rival
 
 
 def of_transformers(module):

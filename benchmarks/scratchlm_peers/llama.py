@@ -2,8 +2,8 @@
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from scratchlm_peers import Rival
 from scratchlm_peers.gpt2 import of_transformers
+from scratchlm_peers.rival import Rival
 
 
 def rival(model) -> Rival:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from scratchlm_peers import Rival
+from scratchlm_peers.rival import Rival
 
 BLOCK = {
     "attention_norm": "ln_1",

@@ -7,7 +7,7 @@ import torch
 from scratchlm.evaluation import loss_sum
 from scratchlm.generation import generate as generated
 from scratchlm.models.gpt import GPT, GPTConfig
-from scratchlm_peers import Rival
+from scratchlm_peers.rival import Rival
 
 CONTEXT = 256  # tokens that the GPT reads, the window of the preset of a CNN
 

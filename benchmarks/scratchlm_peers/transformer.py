@@ -9,7 +9,7 @@ from torch import nn
 
 from scratchlm.data.batches import IGNORED
 from scratchlm.models.transformer import sinusoids
-from scratchlm_peers import Rival, greedily
+from scratchlm_peers.rival import Rival, greedily
 
 
 class TorchTransformer(nn.Module):

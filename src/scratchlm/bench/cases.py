@@ -87,7 +87,12 @@ def of_preset(arch: str, preset: str, **more: Any) -> Case:
     model = {**vocabulary, **settings.get("model", {}), **dropouts, **more.pop("model", {})}
     tokens = WORD if takes_source else settings.get("window") or model.get("context") or 256
     rows = settings.get("batch_tokens", 2048) // tokens if takes_source else settings.get("batch_size", 16)
-    known: dict[str, Any] = {"name": preset, "tokens": tokens, "rows": rows, "optim": OptimConfig(**settings["optim"])}
+    known: dict[str, Any] = {
+        "name": preset,
+        "tokens": tokens,
+        "rows": rows,
+        "optim": OptimConfig(**settings.get("optim", {})),
+    }
     return Case(arch=arch, model=model, **(known | more))
 
 

@@ -1,5 +1,6 @@
 """Greedy generation by every architecture against others; and what a memory saves, near the start and far from it."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 from scratchlm.bench.cases import Case, cases, of_preset
 from scratchlm.bench.measure import (
     OURS,
+    SAME_LOSS,
     Row,
     Setting,
     Trial,
@@ -20,8 +22,10 @@ from scratchlm.bench.measure import (
     row_of,
     spread,
 )
+from scratchlm.data.batches import Batch
+from scratchlm.evaluation import loss_sum
 from scratchlm.generation import generate, inference
-from scratchlm.model import LanguageModel, Source
+from scratchlm.model import LanguageModel
 from scratchlm.runtime import versions
 
 PROMPT, NEW, FEW = 16, 64, 16  # tokens; few new ones where a large model is not on an accelerator
@@ -46,19 +50,29 @@ class Otherwise:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be continued: prompts (B, T), and the source of each where the model reads one."""
+    """What is to be continued: the first tokens of a batch, its prompts (B, T), with its sources where it has some."""
 
+    batch: Batch
     prompts: Tensor
     new: int
-    source: Source | None = None
 
 
 def task_of(case: Case, model: LanguageModel, rows: int, new: int = NEW) -> Task:
     """Prompts out of a case's batch, and as many new tokens, up to `new`, as the model's context takes."""
-    batch = replace(case, rows=rows).batch(next(model.parameters()).device)
-    prompts = batch.tokens[:, : 1 if model.takes_source else PROMPT]
+    length = case.tokens if model.takes_source else PROMPT
+    batch = replace(case, rows=rows, tokens=length).batch(next(model.parameters()).device)
+    prompts = batch.tokens[:, :1] if model.takes_source else batch.tokens
     room = new if model.context is None else model.context - prompts.shape[1]
-    return Task(prompts=prompts, new=min(new, room), source=batch.source)
+    return Task(batch=batch, prompts=prompts, new=min(new, room))
+
+
+def check_same_loss(model: LanguageModel, rival: Any, batch: Batch) -> None:
+    """Raises UnequalError where a rival, which should have the same weights, finds the batch more or less likely."""
+    with inference(model):
+        total, count = loss_sum(model, batch)
+        one, other = total.item() / count, rival.loss(batch).item()
+    if not math.isclose(one, other, rel_tol=SAME_LOSS):
+        raise UnequalError(f"of the same text the losses are {one:.6f} and {other:.6f}, so the work differs")
 
 
 def check_same_choices(model: LanguageModel, task: Task, written: Tensor) -> None:
@@ -69,7 +83,7 @@ def check_same_choices(model: LanguageModel, task: Task, written: Tensor) -> Non
     if written.shape != (len(task.prompts), task.prompts.shape[1] + task.new):
         raise UnequalError(f"the text has the shape {tuple(written.shape)}, so the work differs")
     with inference(model):
-        state = model.initial_state(len(written), source=task.source)
+        state = model.initial_state(len(written), source=task.batch.source)
         features, _ = model(written[:, :-1], state)
         logits = model.readout(features[:, task.prompts.shape[1] - 1 :])  # (B, new, V)
         chosen = logits.gather(-1, written[:, task.prompts.shape[1] :, None])
@@ -99,7 +113,7 @@ def rows_of(case: Case, setting: Setting, texts: int = 1, new: int = NEW, asked:
     trials = {peer.name: attempt(peer, lambda peer=peer: _rivals(peer, case, model, task)) for peer in peers}
     prompts = task.prompts.tolist()
     sides: dict[str, Callable[[], object]] = {
-        OURS: lambda: generate(model, prompts, task.new, temperature=0, source=task.source)
+        OURS: lambda: generate(model, prompts, task.new, temperature=0, source=task.batch.source)
     }
     sides |= {name: trial.run for name, trial in trials.items() if trial.run is not None}
     seconds = in_turns(sides, setting)
@@ -112,9 +126,11 @@ def rows_of(case: Case, setting: Setting, texts: int = 1, new: int = NEW, asked:
 def _rivals(peer: Any, case: Case, model: LanguageModel, task: Task) -> Callable[[], object]:
     rival = peer.rival(case.make(task.prompts.device))
     rival.module.eval()
+    source = task.batch.source
     if peer.equal:
-        check_same_choices(model, task, rival.generate(task.prompts, task.new, task.source))
-    return lambda: rival.generate(task.prompts, task.new, task.source)
+        check_same_loss(model, rival, task.batch)
+        check_same_choices(model, task, rival.generate(task.prompts, task.new, source))
+    return lambda: rival.generate(task.prompts, task.new, source)
 
 
 def one_token(model: LanguageModel, tokens: Tensor) -> Callable[[], Tensor]:

@@ -19,6 +19,7 @@ from scratchlm import runtime
 from scratchlm.flops import measured_peak, peak_flops, synchronize
 
 OURS = "scratchlm"
+SAME_LOSS = 1e-4  # by which share losses of the same weights may differ, as rounding makes them
 Side = Callable[[], object]
 Status = Literal["measured", "not installed", "failed", "unequal"]
 

@@ -7,7 +7,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from scratchlm.bench.cases import Case, cases
-from scratchlm.bench.measure import OURS, Row, Setting, UnequalError, attempt, in_turns, peers_of, row_of, spread
+from scratchlm.bench.measure import (
+    OURS,
+    SAME_LOSS,
+    Row,
+    Setting,
+    UnequalError,
+    attempt,
+    in_turns,
+    peers_of,
+    row_of,
+    spread,
+)
 from scratchlm.config import OptimConfig
 from scratchlm.data.batches import Batch
 from scratchlm.flops import mfu, training_flops
@@ -16,7 +27,6 @@ from scratchlm.training.optim import make_optimizer
 from scratchlm.training.step import TrainingStep, update
 
 CLIP = 1.0
-SAME_LOSS = 1e-4  # by which share losses of the same weights may differ, as rounding makes them
 SAME_TRAINING = 1e-2  # and after a few steps, since AdamW's first ones follow a gradient's sign however small it is
 FEW = 3
 

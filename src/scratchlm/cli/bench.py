@@ -46,11 +46,6 @@ def command(
     groups_of(what)
     if not out:
         raise InputError("--out is empty; name a folder, or leave it out")
-    folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write the folder {folder}: {error.strerror}") from error
     if nanogpt is not None and not (Path(nanogpt) / "model.py").is_file():
         raise InputError(f"{nanogpt} has no model.py, so it is no clone of nanoGPT; give the folder that has it")
     # torch is imported here, once the flags are known to be right
@@ -60,6 +55,11 @@ def command(
     from scratchlm.cli.progress import say
 
     chosen, _ = runtime.choose_device(device)
+    folder = Path(out)
+    try:  # before it is filled, which takes minutes
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write the folder {folder}: {error.strerror}") from error
     setting = Setting(
         device=chosen,
         repeats=THOROUGH if thorough else QUICK,
