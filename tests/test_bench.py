@@ -78,7 +78,7 @@ def test_what_is_short_is_done_several_times_in_one_timing(monkeypatch):
 
 
 def test_a_ratio_is_the_median_of_rounds_of_our_time_over_theirs():
-    peer = SimpleNamespace(name="other", package="other", version=lambda: "7")
+    peer = SimpleNamespace(name="other", package="other", version=lambda: "7", equal=True)
     seconds = {OURS: [1.0, 2.0, 9.0], "other": [2.0, 1.0, 3.0]}
     found = row_of(ONCE, "training", "a step", seconds, peer, {"other": Trial(print)}, per=2, asked=0.5)
     assert (found.ours, found.theirs, found.unit) == (1000, 1000, "ms")  # of one of two parts
@@ -122,6 +122,7 @@ def test_every_peer_trains_alike_and_writes_alike(arch):
             assert found.status == "failed"  # no GPT is as small
         elif found.status != "not installed" or "transformers" not in found.peer:
             assert (found.status, found.message) == ("measured", None)
+            assert found.contest == (found.peer != "its trunk alone, a GPT")
             assert found.ratio == pytest.approx(found.ours / found.theirs)
     assert trained[0].figures["tokens_per_second"] > 0
     assert ("mfu" in trained[0].figures) == (arch != "bigram")
@@ -191,14 +192,14 @@ def test_what_is_not_installed_or_fails_is_named_and_the_rest_is_measured(one_pe
 
 def test_a_cost_is_measured_without_being_the_same_work(one_peer):
     one_peer(perturbed, equal=False)
-    assert [found.status for found in training.rows_of(tiny("gpt"), ONCE)] == ["measured"]
+    assert [(found.status, found.contest) for found in training.rows_of(tiny("gpt"), ONCE)] == [("measured", False)]
 
 
 def test_a_token_far_from_the_start_and_one_without_memory(monkeypatch):
     monkeypatch.setattr(generation, "FAR", 30)
     monkeypatch.setattr(generation, "REREAD", 12)
     far = generation.far_from_the_start(tiny("lstm"), ONCE)
-    assert (far.what, far.peer) == ("one token after 30 others: lstm, tiny", "after 10")
+    assert (far.what, far.peer) == ("one token after 30 others: lstm, tiny", "one after 10")
     again = generation.without_memory(tiny("gpt"), ONCE)
     assert (again.what, again.peer) == ("one token after 12 others: gpt, tiny", "reading all of them again")
     assert far.ratio > 0
@@ -246,7 +247,7 @@ def test_every_tokenizer_learns_and_says_the_same():
 
 def test_other_ids_get_no_ratio(monkeypatch):
     wrong = SimpleNamespace(
-        name="wrong", package="torch", version=lambda: "1", train=None, encode="wrong",
+        name="wrong", package="torch", version=lambda: "1", equal=True, train=None, encode="wrong",
         load=lambda name: lambda text, tokenizer: lambda: np.zeros(3, np.uint32),
     )  # fmt: skip
     monkeypatch.setattr(scratchlm_peers, "TOKENIZER_PEERS", [wrong])
@@ -258,7 +259,7 @@ def test_other_ids_get_no_ratio(monkeypatch):
 
 
 def some_rows():
-    peer = SimpleNamespace(name="nanoGPT", package="nanoGPT", version=lambda: "abc")
+    peer = SimpleNamespace(name="nanoGPT", package="nanoGPT", version=lambda: "abc", equal=True)
     seconds = {OURS: [0.03, 0.031], "nanoGPT": [0.04, 0.04]}
     figures = {"tokens_per_second": 25000.0, "mfu": 0.5}
     missing = {"nanoGPT": Trial(None, "not installed", "nanoGPT is not installed")}
@@ -283,7 +284,7 @@ def test_the_table_says_all_that_was_measured():
 def test_the_chart_has_a_point_for_each_ratio(tmp_path):
     results = report.results_of(some_rows())
     (axes,) = report.figure(results["rows"]).axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["a step / nanoGPT"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a step, against nanoGPT"]
     points = [line for line in axes.lines if line.get_marker() not in ("None", "|")]
     assert [list(line.get_xdata()) for line in points] == [[results["rows"][1]["ratio"]]]
     report.write(results, tmp_path)

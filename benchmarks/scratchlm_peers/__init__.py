@@ -116,6 +116,7 @@ class TokenizerPeer:
     package: str
     train: str | None = None
     encode: str | None = None
+    equal: bool = True  # it must give our ids
     ties: str = "gpt2"  # between pairs that occur equally often
 
     def version(self) -> str | None:

@@ -71,6 +71,7 @@ class Row:
         unit: That of `ours` and `theirs`.
         ours: The median of our side.
         peer: Who else did it; none: nobody.
+        contest: The peer is someone else's and does the same work; if not, the ratio says what a part of ours costs.
         theirs: The median of the peer's side.
         ratio: Our time over the peer's, the median of rounds: below 1 ours is faster.
         quartiles: The first and third of the rounds' ratios; without a peer of our values.
@@ -91,6 +92,7 @@ class Row:
     unit: str
     ours: float
     peer: str | None = None
+    contest: bool = False
     theirs: float | None = None
     ratio: float | None = None
     quartiles: tuple[float, float] | None = None
@@ -213,7 +215,7 @@ def row_of(
     if peer is None:
         return alone
     trial, version = trials[peer.name], peer.version()
-    alone = replace(alone, peer=peer.name, status=trial.status, message=trial.message)
+    alone = replace(alone, peer=peer.name, contest=peer.equal, status=trial.status, message=trial.message)
     if trial.run is None:
         return alone
     ratio, quartiles = spread([one / other for one, other in zip(times[OURS], times[peer.name], strict=True)])

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from scratchlm.bench import GROUPS
 from scratchlm.bench.measure import Row
@@ -95,26 +96,36 @@ def conditions(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Our time over the peer's for each row that has a ratio: a point, its quartiles as a bar, faster to the left."""
+    """Our time over the peer's for each row that has a ratio: a point, hollow where it is no contest.
+
+    A bar shows its quartiles, a black line the ratio that is asked for.
+    """
     drawn = [row for row in rows if row["ratio"] is not None][::-1]
-    drawing = Figure(figsize=(9.6, 0.9 + 0.3 * len(drawn)), layout="constrained")
+    drawing = Figure(figsize=(9.6, 1.0 + 0.28 * len(drawn)), layout="constrained")
     axes = drawing.subplots()
     axes.axvline(1, color="#7a7f87", linewidth=1)
     for place, row in enumerate(drawn):
         index = GROUPS.index(row["group"])
-        first, third = row["quartiles"]
-        axes.plot([first, third], [place, place], color=COLOURS[index], linewidth=3, alpha=0.5)
-        axes.plot(row["ratio"], place, color=COLOURS[index], marker=MARKERS[index], markersize=6, linestyle="")
-        axes.annotate(
-            f"{row['ratio']:.2f}", (row["ratio"], place), xytext=(6, 4), textcoords="offset points", fontsize=7
-        )
+        colour, (first, third) = COLOURS[index], row["quartiles"]
+        axes.plot([first, third], [place, place], color=colour, linewidth=3, alpha=0.5)
+        filling = colour if row["contest"] else "white"
+        axes.plot(
+            row["ratio"], place, color=colour, marker=MARKERS[index], markerfacecolor=filling, markersize=6,
+            linestyle="",
+        )  # fmt: skip
+        label, at = f"{row['ratio']:.2f}", (max(row["ratio"], third), place)
+        axes.annotate(label, at, xytext=(6, 0), textcoords="offset points", va="center", fontsize=7)
         if row["asked"] is not None:
             axes.plot(row["asked"], place, color="black", marker="|", markersize=10)
-    axes.set_yticks(
-        range(len(drawn)), [f"{row['what']} / {row['peer']}" for row in drawn], fontsize=7, parse_math=False
-    )
+    names = [f"{row['what']}, against {row['peer']}" for row in drawn]
+    axes.set_yticks(range(len(drawn)), names, fontsize=7, parse_math=False)
+    axes.set_ylim(-0.8, len(drawn) - 0.2)
     axes.set_xscale("log")
-    axes.set_xlabel("our time over theirs: left of 1 ours is faster")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    label = "our time over theirs: left of 1 ours is faster; hollow: what a part of ours costs, no contest"
+    drawing.supxlabel(label, fontsize=9)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return drawing
