@@ -78,7 +78,7 @@ class Row:
         status: measured, or why there is no ratio: the peer is not installed, failed, or did other work (unequal).
         message: What went wrong, in words.
         asked: The ratio that is asked for, at most.
-        figures: What else is known: tokens per second, operations, their share of the device's peak, losses.
+        figures: What else is known: tokens per second; operations, the peak of as many a second, their share of it.
         repeats: Rounds.
         threads: Of torch, on the CPU.
         device: Where.

@@ -77,7 +77,7 @@ def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
     figures = {"tokens_per_second": batch.target_count / median}
     share = mfu(operations, median, setting.peak)
     if operations and share is not None:
-        figures |= {"flops": float(operations), "mfu": share}
+        figures |= {"flops": float(operations), "peak": setting.peak, "mfu": share}
     what = f"training step: {case.title}"
     for peer in peers or [None]:
         asked = case.asked.get(peer.name) if peer is not None else None
