@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scratchlm.data import corpora, shards
-from scratchlm.data.batches import IGNORED, Batch, TrainingWindows, evaluation_batches
+from scratchlm.data.batches import IGNORED, Batch, CarriedStreams, TrainingWindows, evaluation_batches
 from scratchlm.data.shards import Tokens, dtype_for, encode_documents, read_shards, split_documents, write_shards
 from scratchlm.data.text import read_documents
 from scratchlm.errors import InputError
@@ -491,9 +491,10 @@ def test_slices_are_the_batch_in_even_parts(rows, parts):
     tokens = torch.arange(rows * 3).reshape(rows, 3)
     targets = (tokens + 1).where(tokens % 4 != 0, IGNORED)
     batch = Batch(tokens, targets)
-    slices = batch.slices(parts)
+    slices = [batch.part(index, parts) for index in range(parts)]
+    assert all(len(silent.tokens) == 1 and silent.target_count == 0 for silent in slices[rows:])
+    slices = slices[:rows]
     sizes = [len(part.tokens) for part in slices]
-    assert len(slices) == min(parts, rows)
     assert max(sizes) - min(sizes) <= 1
     assert torch.equal(torch.cat([part.tokens for part in slices]), tokens)
     assert torch.equal(torch.cat([part.targets for part in slices]), targets)
@@ -501,10 +502,35 @@ def test_slices_are_the_batch_in_even_parts(rows, parts):
     assert sum(counts) == batch.target_count == rows * 3 - len(range(0, rows * 3, 4))
 
 
+@given(
+    st.sampled_from([TrainingWindows, CarriedStreams]), st.integers(1, 9), st.integers(1, 12), st.integers(0, 30),
+    st.integers(1, 5),
+)  # fmt: skip
+def test_a_process_reads_its_rows_of_a_batch_and_no_others(kind, rows, parts, step, window):
+    read = []
+
+    class Watched(Tokens):
+        def windows(self, starts, length):
+            read.append(len(starts))
+            return super().windows(starts, length)
+
+    batches = kind(Watched.of(np.arange(90, dtype=np.uint32)), window, rows, seed=step)
+    whole = batches.batch(step)
+    read.clear()
+    found = [batches.part(step, part, parts) for part in range(parts)]
+    assert [count for _, count in found] == [whole.target_count] * parts
+    assert read == [len(batch.tokens) for batch, _ in found]
+    assert sum(read) == rows
+    assert {batch.continues for batch, _ in found} == {whole.continues}
+    for part, (batch, _) in enumerate(found[:rows]):
+        assert torch.equal(batch.tokens, whole.part(part, parts).tokens)
+        assert torch.equal(batch.targets, whole.part(part, parts).targets)
+
+
 def test_a_batch_keeps_its_source():
     source = Source(torch.arange(10).reshape(5, 2), torch.tensor([2, 1, 2, 1, 2]))
     batch = Batch(torch.zeros(5, 3, dtype=torch.int64), torch.ones(5, 3, dtype=torch.int64), source)
-    for parts in ([batch.to(torch.device("cpu"))], batch.slices(2)):
+    for parts in ([batch.to(torch.device("cpu"))], [batch.part(0, 2), batch.part(1, 2)]):
         assert all(part.source is not None for part in parts), "a part reads what its rows' sources say"
         assert torch.equal(torch.cat([part.source.ids for part in parts]), source.ids)
         assert torch.equal(torch.cat([part.source.lengths for part in parts]), source.lengths)

@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from scratchlm.config import LoRAConfig, OptimConfig
+from scratchlm.config import LoRAConfig, RunConfig
 from scratchlm.data.batches import Batch
 from scratchlm.flops import measured_peak, mfu, peak_flops, product_rates, training_flops
 from scratchlm.lora import adapt
 from scratchlm.model import Source, record
 from scratchlm.models import MODELS
-from scratchlm.training.optim import make_optimizer
-from scratchlm.training.step import TrainingStep, update
+from scratchlm.training.step import Training
 
 
 def batch_for(model, rows=2, tokens=7):
@@ -44,9 +43,9 @@ def test_a_count_is_that_of_the_step_that_runs(name):
     counted = training_flops(model, batch)
     assert torch.equal(before, torch.get_rng_state())
     assert all(parameter.grad is None for parameter in model.parameters())
-    step, optimizer = TrainingStep(model), make_optimizer(model, OptimConfig())
-    with record(step), FlopCounterMode(display=False) as counter:
-        update(step, optimizer, batch, [None], grad_clip=1.0)
+    training = Training(model, RunConfig(arch=name, model=model.config), torch.device("cpu"))
+    with record(model), FlopCounterMode(display=False) as counter:
+        training.update(batch, batch.target_count, [None])
     assert counted == counter.get_total_flops()
     assert (counted > 0) == (name != "bigram")  # which looks up and multiplies nothing
 

@@ -18,6 +18,7 @@ REFERENCES = {"transformers", "peft", "tokenizers", "tiktoken", "sentencepiece",
 # what a room may import of ours; a room that is not listed may import anything but the command line
 ALLOWED = {
     "errors": set(),
+    "distribution": {"errors"},
     "files": {"errors"},
     "model": set(),
     "layers": {"model"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "generation": {"model"},
     "beams": {"generation", "model"},
     "steering": {"generation", "model", "models"},
-    "evaluation": {"data", "model", "errors", "generation"},
+    "evaluation": {"data", "distribution", "model", "errors", "generation"},
     "translation": {"beams", "data", "errors", "model", "tokenizers"},
     "flops": {"data", "evaluation", "model"},
     "bench": {
@@ -49,8 +50,8 @@ ALLOWED = {
         "models", "runtime", "tokenizers", "training",
     },
     "training": {
-        "checkpoint", "config", "data", "errors", "evaluation", "files", "flops", "generation", "interop", "lora",
-        "model", "models", "runtime", "tokenizers", "training", "translation",
+        "checkpoint", "config", "data", "distribution", "errors", "evaluation", "files", "flops", "generation",
+        "interop", "lora", "model", "models", "runtime", "tokenizers", "training", "translation",
     },
 }  # fmt: skip
 

@@ -13,11 +13,13 @@ import adapted
 import contract
 from scratchlm import generation, layers, lora, model
 from scratchlm.models import backpack as backpacks
+from scratchlm.models import llama as llamas
 from scratchlm.models.backpack import Backpack, BackpackState
 from scratchlm.models.bigram import Bigram
 from scratchlm.models.cnn import CNN, CausalConvolution
 from scratchlm.models.gpt import GPT, Block, GPTState
 from scratchlm.models.gru import GRU
+from scratchlm.models.llama import Llama, RMSNorm, Rotation
 from scratchlm.models.lstm import LSTM, LongShortTermMemory
 from scratchlm.models.rnn import RNN, Elman
 from scratchlm.models.transformer import SourceAttention, Transformer, TransformerState
@@ -588,6 +590,72 @@ def senses_stay_when_rows_move(backpack, monkeypatch):
 def port_has_no_mask_for_padding(backpack, monkeypatch):
     """The Hugging Face port takes no attention_mask: batched generation reads its padding in the trunk and in alpha."""
     padding_without_a_mask(backpack, monkeypatch)
+
+
+@mutant(Llama, "stream")
+def cached_step_rotated_as_the_first(llama, monkeypatch):
+    """executorch, pull request 2010: with a cache the angles are those of positions 0 and on."""
+    original = Rotation.at
+    monkeypatch.setattr(Rotation, "at", lambda start, new, config, like: original(0, new, config, like))
+
+
+@mutant(Llama, "stream")
+def angles_kept_by_length_alone(llama, monkeypatch):
+    """lucidrains/rotary-embedding-torch, issue 11: the table of angles is found by its length, whatever its offset."""
+    original, table = Rotation.at, {}
+
+    def at(start, new, config, like):
+        return table.setdefault(new, original(start, new, config, like))
+
+    monkeypatch.setattr(Rotation, "at", at)
+
+
+@mutant(Llama, "stream")
+def upper_blocks_are_one_ahead(llama, monkeypatch):
+    """flash-linear-attention, issue 766: block 0 counts the tokens before the other blocks read the count."""
+    config = llama.config
+    for block in llama.blocks[1:]:
+
+        def forward(x, rotation, memory, at, original=block.forward):
+            ahead = Rotation.at(at + (at > 0), x.shape[1], config, x)
+            return original(x, ahead, memory, at)
+
+        block.forward = forward
+
+
+@mutant(Llama, "stream")
+def kept_keys_rotated_again(llama, monkeypatch):
+    """shainet, pull request 110: keys are kept rotated, and all of the memory is rotated at each step."""
+    original = model.KV.append
+
+    def append(self, keys, values, at):
+        keys, values, kept = original(self, keys, values, at)
+        rotation = Rotation.at(0, at, llama.config, keys)
+        return torch.cat([rotation.turn(keys[:, :, :at]), keys[:, :, at:]], 2), values, kept
+
+    monkeypatch.setattr(model.KV, "append", append)
+
+
+@mutant(Llama, "stream")
+def heads_shared_in_another_order_when_decoding(llama, monkeypatch):
+    """candle-vllm, pull request 52: keys are laid out for the heads of queries otherwise in decoding than before."""
+    original = llamas.grouped_attention
+
+    def attention(query, keys, values, dropout=0.0):
+        if query.shape[2] == 1:
+            shared = query.shape[1] // keys.shape[1]
+            keys, values = keys.repeat(1, shared, 1, 1), values.repeat(1, shared, 1, 1)
+        return original(query, keys, values, dropout)
+
+    monkeypatch.setattr(llamas, "grouped_attention", attention)
+
+
+@mutant(Llama, "causal")
+def norm_over_all_positions(llama, monkeypatch):
+    """Norms of a head's queries and keys taken over the positions too, as from x.flatten() or a transposed layout."""
+    monkeypatch.setattr(
+        RMSNorm, "forward", lambda self, x: x * x.square().mean((-2, -1), keepdim=True).add(self.eps).rsqrt()
+    )
 
 
 def breaks(name, check, monkeypatch):

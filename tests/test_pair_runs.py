@@ -1,8 +1,8 @@
 """Runs on pairs: from files to a trained model, killed and resumed, for encoder-decoders and decoder-only models."""
 
 import itertools
-import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,12 +16,11 @@ from scratchlm.cli import progress
 from scratchlm.config import OptimConfig, default_preset, make_config
 from scratchlm.data.batches import IGNORED
 from scratchlm.errors import InputError
-from scratchlm.files import write_json
 from scratchlm.models import MODELS
 from scratchlm.training import loop, optim
 from scratchlm.training.records import Evaluated, Sampled
 from scratchlm.training.setup import create_run
-from scratchlm.training.step import TrainingStep, smoothed_loss, update
+from scratchlm.training.step import Training, smoothed_loss
 from scratchlm.translation import Bleu, ErrorRates
 
 WORDS = ["".join(letters) for letters in itertools.product("abc", repeat=4)]
@@ -98,19 +97,6 @@ def test_a_run_that_dies_in_an_epoch_goes_on_bit_for_bit(new_pair_run, arch, die
     assert at % count, "in the middle of an epoch"
 
 
-def test_a_run_of_before_there_was_label_smoothing_goes_on(new_pair_run):
-    killed, untouched = new_pair_run(), new_pair_run()
-    list(loop.train(untouched))
-    die_once(killed, "update", 5)
-    state = killed.checkpoint("last").path / "state.json"
-    content = json.loads(state.read_text(encoding="utf-8"))
-    del content["checksum"]
-    content["position"]["pending"] = [{"lr": 0.1, "loss": 2.0, "grad_norm": 1.0}]
-    write_json(state, content)
-    list(loop.train(killed))
-    assert killed.checkpoint("last").step == 12
-
-
 def test_numbers_alone_go_to_a_logger(tmp_path, monkeypatch):
     """A signature of BLEU is no number, which TensorBoard refuses."""
     rows = [f"{a}\tthe {a} and the {b} went up" for a in WORDS for b in WORDS[:2]]
@@ -185,9 +171,9 @@ def test_smoothing_is_what_is_lowered_and_both_are_told(new_pair_run):
     model = MODELS["transformer"](run.config().model)
     batch = loop.training_batches(run.config(), run.pairs()["train"]).batch(0)
     for smoothing in (0.0, 0.3):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        told = update(TrainingStep(model.eval(), label_smoothing=smoothing), optimizer, batch, [None], 0.0)
-        logits, _ = evaluation.logits_and_state(model, batch, None)
+        config = replace(run.config(), label_smoothing=smoothing, optim=OptimConfig(lr=0.0, weight_decay=0.0))
+        told = Training(model.eval(), config, torch.device("cpu")).update(batch, batch.target_count, [None])
+        logits = model.readout(evaluation.features_and_state(model, batch, None)[0])
         for found, e in ((told.loss, 0.0), (told.smoothed_loss, smoothing)):
             expected = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, label_smoothing=e)
             torch.testing.assert_close(found, expected)

@@ -27,9 +27,10 @@ OF_A_RUN = (
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimizer (AdamW) and its schedule.
+    """The optimizer and its schedule.
 
     Attributes:
+        name: adamw, or muon for the matrices inside the network with AdamW for all else.
         lr: Highest learning rate.
         min_lr: Rate at the end of the cosine and linear schedules.
         warmup: Steps of linear warm-up.
@@ -41,8 +42,11 @@ class OptimConfig:
         weight_decay: Decay of matrices; biases and norms have none.
         decay_embeddings: Whether embeddings decay as other matrices do, an embedding that also reads out among them.
         grad_clip: Largest norm of the gradient; 0 clips nothing.
+        momentum: Muon's decay of the mean of gradients.
+        muon_ratio: Muon's rate, in times of lr.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
     min_lr: float = 1e-4
     warmup: int = 100
@@ -53,12 +57,14 @@ class OptimConfig:
     weight_decay: float = 0.1
     decay_embeddings: bool = True
     grad_clip: float = 1.0
+    momentum: float = 0.95
+    muon_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("lr", "min_lr", "warmup", "eps", "weight_decay", "grad_clip"):
+        for name in ("lr", "min_lr", "warmup", "eps", "weight_decay", "grad_clip", "muon_ratio"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be 0 or more, and finite")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
 
@@ -111,7 +117,9 @@ class RunConfig:
     Attributes:
         arch: The architecture.
         preset: The preset that filled what nothing else set.
-        data: A corpus by name, a file (.tsv holds pairs: source, tab, target), a folder, or - for standard input.
+        data: A corpus by name, a file (.tsv holds pairs: source, tab, target), a folder of texts, one that data prepare
+            made, or - for standard input.
+        prepared: The folder that data prepare made, seen from the run's; none: the run's folder has the tokens itself.
         source: A file with a source on each line, for models of pairs; its translations are in target.
         target: A file with the targets of source, line by line.
         pairs: Whether the data are pairs of source and target, which create_run finds out.
@@ -137,6 +145,11 @@ class RunConfig:
         keep: Newest checkpoints that are kept, besides the best.
         seed: Seed of weights, batches and dropout.
         device: auto, cpu, cuda or mps.
+        precision: What products are computed in: fp32, bf16 or fp16; auto: bf16 on CUDA chips that have it, else fp32.
+        compile: Whether torch compiles the step: on, off, or auto, which goes on without it where that fails.
+        checkpoint_activations: Compute each block's activations again for the backward pass, to save memory.
+        loss_rows: Tokens whose logits are held at once; none: as many as fit the memory.
+        shard: Share out weights, gradients and moments among several processes (FSDP2), not only the batch (DDP).
         logger: A viewer that the metrics go to as well: none, tensorboard, trackio or wandb.
         base: The run whose weights this one starts from, seen from this one's folder; none: they are drawn.
         model: The architecture's shape.
@@ -147,6 +160,7 @@ class RunConfig:
     arch: str
     preset: str | None = None
     data: str = "shakespeare"
+    prepared: str | None = None
     source: str | None = None
     target: str | None = None
     pairs: bool = False
@@ -169,6 +183,11 @@ class RunConfig:
     keep: int = 2
     seed: int = 1337
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "off"
+    checkpoint_activations: bool = False
+    loss_rows: int | None = None
+    shard: bool = False
     logger: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
     base: str | None = None
     model: Any = None
@@ -181,6 +200,10 @@ class RunConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}; it must be at least 1, or left out")
+        if self.loss_rows is not None and self.loss_rows < 1:
+            raise ValueError(f"loss_rows is {self.loss_rows}; it must be at least 1, or left out")
+        if self.shard and self.precision == "fp16":
+            raise ValueError("fp16 and shard do not go together, since gradients are scaled as a whole; use bf16")
         if self.horizon is not None and self.horizon < 1:
             raise ValueError(f"horizon is {self.horizon}; it must be at least 1, or left out")
         if self.accumulate > self.batch_size and not self.pairs:

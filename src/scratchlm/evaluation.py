@@ -13,6 +13,7 @@ from torch import Tensor
 from scratchlm.data.batches import IGNORED, Batch, evaluation_batches
 from scratchlm.data.pair_batches import Pairs, evaluation_pairs
 from scratchlm.data.shards import Tokens
+from scratchlm.distribution import ALONE, World
 from scratchlm.errors import InputError
 from scratchlm.generation import inference
 from scratchlm.model import LanguageModel
@@ -21,16 +22,26 @@ CARRIED_CHUNK = 1024  # tokens of a continuous pass that are read at once; what 
 LOGITS_IN_MEMORY = 1 << 25  # logits of one batch at most: 128 MiB in float32
 
 
-def logits_and_state(model: LanguageModel, batch: Batch, state: Any) -> tuple[Tensor, Any]:
-    """Logits of a batch's targets after what `state` remembers, in float32 or wider, and the state after them.
+def features_and_state(model: LanguageModel, batch: Batch, state: Any) -> tuple[Tensor, Any]:
+    """Features of a batch's positions after what `state` remembers, and the state after them.
 
-    Without a state the batch begins anew, from its source where it has one. Shapes: (B * T, V).
+    Without a state the batch begins anew, from its source where it has one. Shapes: (B * T, D).
     """
     if state is None and batch.source is not None:
         state = model.initial_state(len(batch.tokens), source=batch.source)
     features, state = model(batch.tokens, state)
-    logits = model.readout(features).flatten(0, 1)  # (B * T, V)
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits, state
+    return features.flatten(0, 1), state
+
+
+def wide_logits(model: LanguageModel, features: Tensor) -> Tensor:
+    """Logits in float32 or wider, as a loss needs them. Shapes: (N, D) -> (N, V)."""
+    logits = model.readout(features)
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """The negative log-likelihood of the targets, summed. Shapes: (N, V), (N,), IGNORED where there is none."""
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 def loss_and_state(model: LanguageModel, batch: Batch, state: Any = None) -> tuple[Tensor, Any]:
@@ -38,8 +49,8 @@ def loss_and_state(model: LanguageModel, batch: Batch, state: Any = None) -> tup
 
     Units: nats. The sum is a scalar in float32 or wider, on the model's device.
     """
-    logits, state = logits_and_state(model, batch, state)
-    return F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"), state
+    features, state = features_and_state(model, batch, state)
+    return nll(wide_logits(model, features), batch.targets.flatten()), state
 
 
 def loss_sum(model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
@@ -75,36 +86,47 @@ def _require_targets(tokens: Tokens) -> None:
         raise InputError(f"the split has {len(tokens)} tokens, and a loss needs two; give more text")
 
 
-def evaluate(model: LanguageModel, data: Tokens | Pairs, token_lengths: np.ndarray, window: int) -> Score:
+def evaluate(
+    model: LanguageModel,
+    data: Tokens | Pairs,
+    token_lengths: np.ndarray,
+    window: int,
+    world: World = ALONE,
+) -> Score:
     """The loss over a whole split: a text in back-to-back windows, no state carried between them; or each target.
 
     Shapes: token_lengths (V,), bytes of each token. Units: window in tokens. The model's mode is left as it was.
+    The processes of a world share the work and have the same result.
     Raises InputError where the split has no target, or the window does not fit the model.
     """
     if isinstance(data, Pairs):
         if not len(data):
             raise InputError("the split has no pairs to score; give more of them")
         budget = max(1, min(8192, LOGITS_IN_MEMORY // model.config.vocab_size))
-        return score_batches(model, evaluation_pairs(data, budget, joined=not model.takes_source), token_lengths)
+        return score_batches(model, evaluation_pairs(data, budget, not model.takes_source), token_lengths, world)
     if window < 1 or (model.context is not None and window > model.context):
         reads = "1 or more" if model.context is None else f"1 to {model.context}"
         raise InputError(f"a window of {window} tokens does not fit the model: it reads {reads}")
     _require_targets(data)
     rows = max(1, min(64, LOGITS_IN_MEMORY // (window * model.config.vocab_size)))
-    return score_batches(model, evaluation_batches(data, window, rows), token_lengths)
+    return score_batches(model, evaluation_batches(data, window, rows), token_lengths, world)
 
 
-def score_batches(model: LanguageModel, batches: Iterable[Batch], token_lengths: np.ndarray) -> Score:
+def score_batches(
+    model: LanguageModel, batches: Iterable[Batch], token_lengths: np.ndarray, world: World = ALONE
+) -> Score:
     """The loss over batches, every target counted once. Shapes: token_lengths (V,), bytes of each token."""
     device = next(model.parameters()).device
     total, count, size = 0.0, 0, 0
     with inference(model):
-        for batch in batches:
+        for whole in batches:
+            batch = whole.part(world.rank, world.size)
             batch_sum, batch_count = loss_sum(model, batch.to(device))
             total += batch_sum.item()
             count += batch_count
             size += int(token_lengths[batch.targets[batch.targets != IGNORED].numpy()].sum())
-    return Score(nats_per_token=total / count, tokens=count, bytes=size)
+    total, count, size = world.sum(torch.tensor([total, count, size], dtype=torch.float64)).tolist()
+    return Score(nats_per_token=total / count, tokens=int(count), bytes=int(size))
 
 
 def carried_loss(model: LanguageModel, tokens: Tokens) -> float:

@@ -49,11 +49,12 @@ def fused_attention(query: Tensor, keys: Tensor, values: Tensor, dropout: float 
 
     Shapes: query (B, H, T, K), keys (B, H, S, K), values (B, H, S, W), S >= T -> (B, H, T, W).
     """
-    new, visible = query.shape[2], keys.shape[2]
-    if new == visible:
+    if query.dtype == torch.bfloat16 and query.is_cpu and query.requires_grad:  # whose kernel goes back slowly
+        return F.dropout(attention_weights(query, keys), dropout) @ values
+    if query.shape[2] == keys.shape[2]:
         return F.scaled_dot_product_attention(query, keys, values, dropout_p=dropout, is_causal=True)
     # is_causal aligns the mask at the first key, so a later chunk needs its own; a single query sees everything
-    mask = None if new == 1 else ~future_mask(new, visible, query.device)
+    mask = None if query.shape[2] == 1 else ~future_mask(query.shape[2], keys.shape[2], query.device)
     return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, dropout_p=dropout)
 
 

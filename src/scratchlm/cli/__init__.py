@@ -52,6 +52,15 @@ def root() -> App:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 done, 2 bad input, 3 diverged, 130 or 143 stopped with all saved."""
+    if "SCRATCHLM_OUTCOME" not in os.environ:
+        return _main(arguments)
+    from scratchlm.distribution import end_with_parent, is_over, leave  # this is one of several processes
+
+    end_with_parent()
+    return 0 if is_over() else leave(_main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows would be written in another encoding
             stream.reconfigure(encoding="utf-8", errors="replace")
@@ -92,6 +101,6 @@ def _warn(message: Warning | str, *_: object, **__: object) -> None:
 
 
 def _refuse(message: str) -> int:
-    if sys.stderr is not None:
+    if sys.stderr is not None and os.environ.get("RANK", "0") == "0":
         print("scratchlm: " + " ".join(message.split()), file=sys.stderr)  # one line, whatever a file is called
     return 2

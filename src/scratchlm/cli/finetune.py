@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 from scratchlm.checkpoint import Checkpoint, RunFolder, base_seen_from, lay_adapter, meta_model
 from scratchlm.cli import learning
 from scratchlm.cli.flags import finetune_flags, nested, with_signature
-from scratchlm.cli.progress import follow, say
+from scratchlm.cli.progress import check_processes, follow, say, together
 from scratchlm.cli.train import FIT_SECONDS
 from scratchlm.config import RunConfig
 from scratchlm.errors import InputError
@@ -31,7 +31,7 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
 
     def start(**given: Any) -> int:
         assert base is not None
-        out, lora = given.pop("out", None), given.pop("lora", None)
+        out, lora, nproc = given.pop("out", None), given.pop("lora", None), given.pop("nproc", None)
         flags = nested(given)
         if lora is False and "lora" in flags:
             raise InputError(
@@ -40,7 +40,7 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
         if lora:
             flags.setdefault("lora", {})
         fit = None if "steps" in flags else FIT_SECONDS
-        return _finetune(base, flags, out, fit)
+        return _finetune(base, flags, out, nproc, fit)
 
     app = App(
         name="scratchlm finetune DIR",
@@ -52,7 +52,10 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     return code
 
 
-def _finetune(base: RunFolder, flags: dict[str, Any], out: str | None, fit_seconds: float | None) -> int:
+def _finetune(
+    base: RunFolder, flags: dict[str, Any], out: str | None, nproc: int | None, fit_seconds: float | None
+) -> int:
+    check_processes(nproc)
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
     if "data" not in flags and "source" not in flags:
@@ -64,15 +67,19 @@ def _finetune(base: RunFolder, flags: dict[str, Any], out: str | None, fit_secon
     kind = "lora" if settings.get("lora") is not None else "tuned"
     folder = Path(out) if out else free_folder(f"{base.path.resolve().name}-{kind}")
     settings["base"] = base_seen_from(folder, base)
-    run, asked = create_run(settings, folder, fit_seconds, learning.follow, (base, checkpoint))
-    config = run.config()
-    if config.steps != asked.steps:
-        say(
-            f"this machine would need longer than {FIT_SECONDS / 60:.0f} minutes for {asked.steps:,} steps, so this "
-            f"run has {config.steps:,}; --steps sets another number"
-        )
-    _describe(base, checkpoint, config)
-    return follow(run)
+
+    def create() -> None:
+        run, asked = create_run(settings, folder, fit_seconds, learning.follow, (base, checkpoint), nproc or 1)
+        if run.config().steps != asked.steps:
+            say(
+                f"this machine would need longer than {FIT_SECONDS / 60:.0f} minutes for {asked.steps:,} steps, so "
+                f"this run has {run.config().steps:,}; --steps sets another number"
+            )
+        _describe(base, checkpoint, run.config())
+
+    with together(settings, out) as lead:
+        lead(create)
+        return follow(RunFolder(folder), nproc=nproc)
 
 
 def _describe(base: RunFolder, checkpoint: Checkpoint, config: RunConfig) -> None:

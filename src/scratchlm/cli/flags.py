@@ -26,6 +26,7 @@ HIDDEN = {
     "model.vocab_size",
     "optim",
     "pairs",
+    "prepared",
     "preset",
 }
 
@@ -60,6 +61,9 @@ def _flag(name: str, hint: Any, about: str | None, group: str, default: Any = No
     )
 
 
+NPROC = _flag("nproc", int, "Processes of this machine that share the work; of several machines: torchrun.", "Run")
+
+
 def config_flags(config: type, prefix: str, group: str, values: Mapping[str, Any]) -> list[inspect.Parameter]:
     """A flag for each field of a configuration; `values` are what help shows as defaults."""
     documented = {param.arg_name: param.description for param in docstring_parser.parse(config.__doc__ or "").params}
@@ -77,6 +81,7 @@ def train_flags(arch: str, settings: Mapping[str, Any]) -> list[inspect.Paramete
         _flag("preset", str, "A preset; scratchlm presets list shows them.", "Run", settings.get("preset")),
         _flag("config", str, "Settings in a TOML or JSON file, over the preset.", "Run"),
         _flag("out", str, f"The run's folder; without it runs/{arch}, or the next that is free.", "Run"),
+        NPROC,
         *config_flags(RunConfig, "", "Run", settings),
         *config_flags(MODELS[arch].Config, "model.", "Model", settings.get("model", {})),
         *config_flags(OptimConfig, "optim.", "Optimizer", settings.get("optim", {})),
@@ -93,6 +98,7 @@ def finetune_flags(settings: Mapping[str, Any]) -> list[inspect.Parameter]:
             "The new run's folder; without it runs/NAME-tuned or runs/NAME-lora, or the next that is free.",
             "Run",
         ),
+        NPROC,
         _flag("checkpoint", str, "The checkpoint to start from: last, best, or a step.", "Run", "last"),
         *(flag for flag in config_flags(RunConfig, "", "Run", settings) if flag.name not in of_the_base),
         _flag("lora", bool, "Train an adapter and leave the model's weights as they are.", "LoRA"),

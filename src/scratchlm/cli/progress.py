@@ -1,18 +1,23 @@
 """What a training run looks like: records in, a bar, lines and pictures out, all on standard error."""
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scratchlm.checkpoint import RunFolder, load
+from scratchlm.distribution import joined, launch, launched
+from scratchlm.errors import InputError
 from scratchlm.generation import Sampling, stream
 from scratchlm.models import MODELS
+from scratchlm.runtime import choose_device
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training.loggers import open_logger
 from scratchlm.training.loop import SAMPLE_TEMPERATURE, train
@@ -27,12 +32,59 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, mar
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal."""
-    console.print(text)
+    """A line for the person at the terminal; of several processes one speaks."""
+    if launched().leads:
+        console.print(text)
 
 
-def follow(run: RunFolder, steps: int | None = None) -> int:
-    """Train the run and show it. Returns the exit code."""
+def follow(run: RunFolder, steps: int | None = None, nproc: int | None = None) -> int:
+    """Train the run and show it, in so many processes of this machine. Returns the exit code."""
+    if nproc is not None and nproc > 1:
+        extended = [] if steps is None else ["--steps", str(steps)]
+        base = [] if run.moved_base is None else ["--base", str(run.moved_base)]
+        return launch(nproc, ["resume", str(run.path), *extended, *base])
+    return _lead(run, steps) if launched().leads else _take_part(run, steps)
+
+
+def check_processes(nproc: int | None) -> None:
+    """Raises InputError for a number of processes that cannot be."""
+    if nproc is not None and nproc < 1:
+        raise InputError(f"--nproc is {nproc}; it must be at least 1")
+    if nproc is not None and launched().size > 1:
+        raise InputError("torchrun has started these processes already; leave --nproc out")
+
+
+@contextmanager
+def together(settings: Mapping[str, Any], out: str | None) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """What makes a run's folder, called once where torchrun has started several processes; they are connected here.
+
+    Where it starts them anew, since one has died, the folder is there, and they go on with it.
+    Raises InputError where they could not all know the folder's name.
+    """
+    if launched().size == 1:
+        yield lambda create: create()
+        return
+    if out is None:
+        raise InputError("several processes need the run's folder by name; give it with --out DIR")
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (Path(out) / "config.json").is_file()
+    device, _ = choose_device(settings.get("device", "auto"))
+    with joined(device) as world:
+        yield lambda create: None if again else world.lead(create)
+
+
+def _take_part(run: RunFolder, steps: int | None) -> int:
+    """What one of several processes does that is not the first: its share of the work, in silence."""
+    reason = ""
+    try:
+        with stopping() as (stop, received):
+            for record in train(run, steps=steps, stop=stop):
+                reason = record.reason if isinstance(record, Ended) else ""
+    except DivergenceError:
+        return 3
+    return EXIT_CODES[received[0] if received else signal.SIGTERM] if reason == "stopped" else 0
+
+
+def _lead(run: RunFolder, steps: int | None) -> int:
     logger = open_logger(run.config().logger, run.path)
     view = View(run)
     try:
@@ -54,7 +106,7 @@ def follow(run: RunFolder, steps: int | None = None) -> int:
     assert view.ended is not None
     if view.ended.reason == "stopped":
         say(f"stopped at step {view.step:,}, everything is saved; go on with: scratchlm resume {run.path}")
-        return EXIT_CODES[received[0]]
+        return EXIT_CODES[received[0] if received else signal.SIGTERM]  # or another process was told to stop
     finish(run, view, view.ended)
     return 0
 
@@ -96,6 +148,7 @@ class View:
         )
         self.task = self.bar.add_task("training", total=None, rates="")
         self.step, self.steps = 0, 0
+        self.utilisation: float | None = None
         self.ended: Ended | None = None
         self.scored: Evaluated | None = None
         self._before: Line | None = None
@@ -134,6 +187,7 @@ class View:
 
     def _started(self, record: Started) -> None:
         config, self.step, self.steps = record.config, record.step, record.config.steps
+        self.utilisation = record.utilisation
         self.bar.update(self.task, total=self.steps, completed=self.step)
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         rows, window = config.batch_size, config.training_window
@@ -141,11 +195,14 @@ class View:
         if config.pairs:
             sides = "of either side" if MODELS[config.arch].takes_source else "of source and target together"
             size = f"up to {config.batch_tokens:,} tokens {sides}"
+        where = record.device if record.processes == 1 else f"{record.processes} x {record.device.partition(':')[0]}"
         say(
-            f"{config.arch}, {record.parameters:,} parameters, on {record.device}; {config.data_name}: "
+            f"{config.arch}, {record.parameters:,} parameters, on {where} in {record.precision}; {config.data_name}: "
             f"{record.train_tokens:,} training tokens ({self.tokenizer.kind}, vocabulary {self.tokenizer.vocab_size:,})"
         )
         say(f"{self.steps:,} steps of {size}{parts}: the text {record.epochs:.2f} times; run folder {self.run.path}")
+        if record.compilation:
+            say(record.compilation)
         if record.step:
             say(f"going on after step {record.step:,}")
 
@@ -156,6 +213,8 @@ class View:
         else:
             rate = (line.tokens - before.tokens) / max(line.seconds - before.seconds, 1e-9)
         rates = f"loss {line.loss:.3f}  {rate:,.0f} tokens/s" if rate else f"loss {line.loss:.3f}"
+        if rate and self.utilisation is not None:
+            rates += f"  MFU {rate * self.utilisation:.1%}"
         self.bar.update(self.task, completed=line.step, rates=rates)
         if console.is_terminal or time.monotonic() - self._said < PLAIN_SECONDS:
             return

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 from scratchlm.cli.flags import nested, train_flags, with_signature
 from scratchlm.config import default_preset, merge, preset_settings, read_settings, without_vocabulary
 from scratchlm.data.pairs import is_pairs
+from scratchlm.data.shards import is_prepared
 from scratchlm.errors import InputError
 from scratchlm.models import MODELS
 
@@ -42,16 +43,18 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     usual = {"data": "cmudict"} if model.takes_source and data is None else {}
     own = without_vocabulary(preset_settings(arch, preset))
     named = _value("--tokenizer", rest) or from_file.get("tokenizer")
-    if named is not None or source is not None or "source" in from_file or is_pairs(data or ""):
+    prepared = bool(data) and is_prepared(data)
+    if named is not None or source is not None or "source" in from_file or is_pairs(data or "") or prepared:
         # a preset's tokenizer is for a text that comes without one: its size would not fit another kind
-        own = {name: value for name, value in own.items() if name not in ("tokenizer", "vocab_size")}
+        decided = ("tokenizer", "vocab_size", *(["split"] if prepared else []))
+        own = {name: value for name, value in own.items() if name not in decided}
     below = merge({"arch": arch}, usual, own, from_file, {"preset": preset})
     fit = not (file or {"--preset", "--steps"} & {token.partition("=")[0] for token in rest})
 
     def start(**given: Any) -> int:
-        out = given.pop("out", None)
+        out, nproc = given.pop("out", None), given.pop("nproc", None)
         flags = nested({name: value for name, value in given.items() if name not in ("preset", "config")})
-        return _train(merge(below, flags), out, FIT_SECONDS if fit else None)
+        return _train(merge(below, flags), out, nproc, FIT_SECONDS if fit else None)
 
     summary = (model.__doc__ or "").strip().splitlines()[0]
     app = App(name=f"scratchlm train {arch}", help=f"Train: {summary}", version_flags=[])
@@ -60,16 +63,28 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     return code
 
 
-def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None) -> int:
+def _train(settings: dict[str, Any], out: str | None, nproc: int | None, fit_seconds: float | None) -> int:
     # torch is imported here, once the flags are known to be right
-    from scratchlm.cli import learning
-    from scratchlm.cli.progress import follow, say
-    from scratchlm.training.setup import create_run, free_folder
+    from scratchlm.checkpoint import RunFolder
+    from scratchlm.cli.progress import check_processes, follow, together
+    from scratchlm.training.setup import free_folder
 
+    check_processes(nproc)
     if out == "":
         raise InputError("--out is empty; name a folder, or leave it out")
     folder = Path(out) if out else free_folder(settings["arch"])
-    run, asked = create_run(settings, folder, fit_seconds, learning.follow)
+    with together(settings, out) as lead:
+        lead(lambda: _create(settings, folder, nproc or 1, fit_seconds))
+        return follow(RunFolder(folder), nproc=nproc)
+
+
+def _create(settings: dict[str, Any], folder: Path, nproc: int, fit_seconds: float | None) -> None:
+    """Make the run's folder, and say what size the run has where nobody gave one."""
+    from scratchlm.cli import learning
+    from scratchlm.cli.progress import say
+    from scratchlm.training.setup import create_run
+
+    run, asked = create_run(settings, folder, fit_seconds, learning.follow, processes=nproc)
     config = run.config()
     if config.steps != asked.steps:
         say(
@@ -81,7 +96,6 @@ def _train(settings: dict[str, Any], out: str | None, fit_seconds: float | None)
             f"no size given: this is the preset {config.preset}, {config.steps:,} steps, "
             f"which this machine should do in about {FIT_SECONDS / 60:.0f} minutes or less"
         )
-    return follow(run)
 
 
 def _value(flag: str, tokens: tuple[str, ...]) -> str | None:

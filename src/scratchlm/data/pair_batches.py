@@ -215,11 +215,16 @@ class TrainingPairs:
         number = batches[place]
         return self._pairs.batch(rows[self._cuts[number] : self._cuts[number + 1]], self._joined)
 
+    def part(self, step: int, part: int, parts: int) -> tuple[Batch, int]:
+        """Some rows of a step's batch, as `Batch.part` takes them, and the target count of all."""
+        batch = self.batch(step)
+        return batch.part(part, parts), batch.target_count
+
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The pairs in the order in which they are cut into batches, and the batches in that in which they are read."""
         if self._epoch[0] != epoch:
             count = len(self._pairs)
-            order = epoch_order(self._seed, epoch, count + self.count)[1:].astype(np.int64)
+            order = epoch_order(self._seed, epoch, count + self.count)
             rows, batches = order[order < count], order[order >= count] - count
             self._epoch = (epoch, rows[np.argsort(self._bucket[rows], kind="stable")], batches)
         return self._epoch[1:]

@@ -47,5 +47,6 @@ MODELS = Registry(
         "cnn": "scratchlm.models.cnn:CNN",
         "transformer": "scratchlm.models.transformer:Transformer",
         "backpack": "scratchlm.models.backpack:Backpack",
+        "llama": "scratchlm.models.llama:Llama",
     }
 )

@@ -9,10 +9,12 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from scratchlm import runtime
@@ -29,6 +31,7 @@ from scratchlm.checkpoint import (
 from scratchlm.config import RunConfig
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens
+from scratchlm.distribution import World, joined
 from scratchlm.errors import InputError
 from scratchlm.evaluation import Score, carried_loss, evaluate
 from scratchlm.generation import Sampling, stream
@@ -36,7 +39,7 @@ from scratchlm.lora import size, trained_tensors
 from scratchlm.model import State
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training.material import training_batches
-from scratchlm.training.optim import learning_rate, make_optimizer, optimizer_tensors, restore_optimizer
+from scratchlm.training.optim import learning_rate, optimizer_tensors, restore_optimizer
 from scratchlm.training.records import (
     DivergenceError,
     Ended,
@@ -48,7 +51,8 @@ from scratchlm.training.records import (
     Saved,
     Started,
 )
-from scratchlm.training.step import TrainingStep, Updated, restore_states, state_tensors, update
+from scratchlm.training.sharding import carried_tensors, check_shares, collected, local, placed, restore_carried
+from scratchlm.training.step import Training, Updated
 from scratchlm.translation import Translated, a_few, as_lines, measure, translate_pairs
 
 SAMPLE_TOKENS = 200
@@ -77,33 +81,36 @@ def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 class _Trainer:
     """A run in memory. `train` drives it."""
 
-    def __init__(self, run: RunFolder, config: RunConfig) -> None:
-        self.run, self.config = run, config
+    def __init__(self, run: RunFolder, config: RunConfig, device: torch.device, world: World) -> None:
+        self.run, self.config, self.device, self.world = run, config, device, world
         self.tokenizer = run.tokenizer()
         self.data: Mapping[str, Tokens | Pairs] = run.pairs() if config.pairs else run.splits()
-        self.device, _ = runtime.choose_device(config.device)
         runtime.seed_everything(config.seed)
         fresh = config.lora is not None or not run.checkpoints()  # else its base is needed no more
         self.model = (starting_model(run) if fresh else build_model(config)).to(self.device)
         self.window = config.training_window
         self.batches = training_batches(config, self.data["train"])
         self.token_lengths = self.tokenizer.token_lengths()
-        self.optimizer = make_optimizer(self.model, config.optim)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.step_module = TrainingStep(self.model, config.carry, config.label_smoothing)
+        check_shares(config, world.size)
+        self.size = size(self.model)  # counted before the model is shared out
+        example, _ = self.batches.part(0, world.rank, world.size)
+        self.training = Training(self.model, config, self.device, world, example)
         self.states: list[State | None] = [None] * config.accumulate  # what each part of a batch carries to the next
+        if world.rank:  # each process drops other activations; the first one draws what it would alone
+            runtime.seed_process(config.seed, 0, world.rank)
         self.at = _Position()
         self._unread: list[tuple[int, float, Updated]] = []  # losses that may still be on the device
         self._newest = (math.nan, 0.0, math.nan)  # loss, rate and gradient norm of the newest step
         self._score: Score | None = None
         self._translated: list[Translated] = []
-        self._saved: Checkpoint | None = None
+        self._saved: Checkpoint | None = None  # of the process that writes
+        self._saved_step: int | None = None
         self._clock = self._saved_at = time.perf_counter()
         self.check_disk()
 
     def check_disk(self) -> None:
         """Refuse to begin what the disk cannot hold: weights and two moments, for all that is kept and one more."""
-        needed = size(self.model)
+        needed = self.size
         there = sum(file.stat().st_size for saved in self.run.checkpoints() for file in saved.path.iterdir())
         each = needed.saved_bytes + needed.optimizer_bytes
         need, free = each * (self.config.keep + 2) - there, shutil.disk_usage(self.run.path).free
@@ -114,24 +121,33 @@ class _Trainer:
             )
 
     def restore(self) -> Iterator[PassedOver]:
-        """Go back to the newest checkpoint that is whole."""
-        checkpoint, damaged = self.run.find("last", MODEL, OPTIMIZER)
+        """Go back to the newest checkpoint that is whole, in whatever number of processes it was taken."""
+        step, damaged = self.world.lead(self._find_newest)
+        checkpoint = next(one for one in self.run.checkpoints() if one.step == step)
         state, tensors = checkpoint.state(), checkpoint.optimizer()
-        restore_weights(self.model, checkpoint)
-        random, carried = (_take(tensors, prefix) for prefix in ("random|", "carried|"))
-        restore_optimizer(self.model, self.optimizer, tensors.items())
-        runtime.set_random_state(random)
-        self.states = restore_states(self.model, carried, self.config.accumulate)
-        self.run.cut_metrics(state["metrics"])
-        self.at, self._saved = _Position(**state["position"]), checkpoint
-        for one in self.at.pending:  # of a run from before there was label smoothing
-            one.setdefault("smoothed_loss", one["loss"])
-        for newer in self.run.checkpoints():
-            if newer.step > checkpoint.step:
-                self.run.set_aside(newer)
+        restore_weights(self.model, checkpoint, placed)
+        random, carried, scaler = (_take(tensors, prefix) for prefix in ("random|", "carried|", "scaler|"))
+        restore_optimizer(self.model, self.training.optimizer, tensors.items())
+        self.training.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
+        own = _take(random, f"{self.world.rank}|")
+        if own:
+            runtime.set_random_state(own)
+        else:  # it was taken in fewer processes
+            runtime.seed_process(self.config.seed, step, self.world.rank)
+        self.states = restore_carried(self.model, carried, self.config.accumulate, self.world)
+        self.at, self._saved, self._saved_step = _Position(**state["position"]), checkpoint, step
         for message in damaged:
             yield PassedOver(step=checkpoint.step, message=message)
         self._saved_at = time.perf_counter()
+
+    def _find_newest(self) -> tuple[int, list[str]]:
+        """The step of the newest whole checkpoint, and what is wrong with newer ones, which are set aside."""
+        checkpoint, damaged = self.run.find("last", MODEL, OPTIMIZER)
+        self.run.cut_metrics(checkpoint.state()["metrics"])
+        for newer in self.run.checkpoints():
+            if newer.step > checkpoint.step:
+                self.run.set_aside(newer)
+        return checkpoint.step, damaged
 
     def state(self) -> dict[str, Any]:
         """What state.json holds of the trainer."""
@@ -142,33 +158,40 @@ class _Trainer:
     def save(self) -> Saved:
         """Write a checkpoint. Raises DivergenceError where the run has diverged: that is not saved."""
         self.read_losses()
-        if not all(map(is_finite, self.parameters)):
+        finite = all(is_finite(local(parameter)) for parameter in self.training.parameters())
+        if self.world.any(not finite):
             raise self.diverged(self.at.step, *self._newest)
         self._score = None
-        tensors = optimizer_tensors(self.model, self.optimizer)
-        tensors |= {f"random|{name}": state for name, state in runtime.random_state().items()}
-        tensors |= {f"carried|{name}": tensor for name, tensor in state_tensors(self.states).items()}
-        self._saved = self.run.save(self.at.step, trained_tensors(self.model), tensors, self.state())
-        self.run.prune(self.config.keep, self.at.best_step)
-        self._saved_at = time.perf_counter()
+        weights = collected(trained_tensors(self.model), self.world)
+        tensors = collected(optimizer_tensors(self.model, self.training.optimizer), self.world)
+        for rank, random in enumerate(self.world.gather(runtime.random_state())):
+            tensors |= {f"random|{rank}|{name}": state for name, state in random.items()}
+        carried = carried_tensors(self.states, self.world)
+        tensors |= {f"carried|{name}": tensor for name, tensor in carried.items()}
+        scaler = self.training.scaler.state_dict()
+        tensors |= {f"scaler|{name}": torch.tensor(value) for name, value in scaler.items()}
+        if self.world.leads:
+            self._saved = self.run.save(self.at.step, weights, tensors, self.state())
+            self.run.prune(self.config.keep, self.at.best_step)
+        self._saved_step, self._saved_at = self.at.step, time.perf_counter()
         return Saved(step=self.at.step)
 
     def is_saved(self) -> bool:
         """Whether there is a checkpoint of this very step, which then has its evaluation too."""
-        return self._saved is not None and self._saved.step == self.at.step
+        return self._saved_step == self.at.step
 
     def diverged(self, step: int, loss: float, lr: float, grad_norm: float) -> DivergenceError:
         """The error that ends the run, with what can still be used."""
-        return DivergenceError(step, loss, lr, grad_norm, None if self._saved is None else self._saved.step)
+        return DivergenceError(step, loss, lr, grad_norm, self._saved_step)
 
     def update(self) -> None:
         """One optimizer step on the global batch."""
         config, at = self.config, self.at
         lr = learning_rate(at.step, config.horizon or config.steps, config.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        batch = self.batches.batch(at.step)
-        updated = update(self.step_module, self.optimizer, batch, self.states, config.optim.grad_clip)
+        for group in self.training.optimizer.param_groups:
+            group["lr"] = lr * group["ratio"]
+        batch, targets = self.batches.part(at.step, self.world.rank, self.world.size)
+        updated = self.training.update(batch, targets, self.states)
         at.step += 1
         self._unread.append((at.step, lr, updated))
 
@@ -193,7 +216,10 @@ class _Trainer:
         self.start_clock()
 
     def save_is_due(self) -> bool:
-        return time.perf_counter() - self._saved_at >= 60 * self.config.save_minutes
+        """Whether it is time, by the clock of the process that writes."""
+        return self.world.any(
+            self.world.leads and time.perf_counter() - self._saved_at >= 60 * self.config.save_minutes
+        )
 
     def evaluation_is_due(self) -> bool:
         at, config = self.at, self.config
@@ -213,7 +239,11 @@ class _Trainer:
             step=self.at.step,
             config=self.config,
             device=str(self.device),
-            parameters=size(self.model).parameters,
+            processes=self.world.size,
+            precision=runtime.precision_name(self.training.dtype),
+            compilation=self.training.compilation,
+            utilisation=self.training.utilisation,
+            parameters=self.size.parameters,
             train_tokens=train.total_tokens if isinstance(train, Pairs) else len(train),
             epochs=self.batches.epochs(self.config.steps),
         )
@@ -241,9 +271,10 @@ class _Trainer:
                 quality=None if evaluated is None else evaluated.quality,
                 **mean,
             )
-            self.run.append_metrics(progress.line())
+            if self.world.leads:
+                self.run.append_metrics(progress.line())
             at.pending = []
-            if evaluated is not None and self._saved is not None:
+            if self.world.leads and evaluated is not None and self._saved is not None:
                 self.run.update_state(self._saved, self.state())  # from here on the evaluation is done with
             yield progress
         if evaluated is not None:
@@ -255,7 +286,8 @@ class _Trainer:
     def evaluate(self) -> Evaluated:
         """Score the validation split and remember where it was best."""
         at, validation, quality = self.at, self.data["validation"], None
-        score = evaluate(self.model, validation, self.token_lengths, self.window)
+        with self.training.autocast():
+            score = evaluate(self.model, validation, self.token_lengths, self.window, self.world)
         if not math.isfinite(score.nats_per_token):
             raise self.diverged(at.step, score.nats_per_token, *self._newest[1:])
         if isinstance(validation, Pairs):
@@ -301,43 +333,57 @@ class _Trainer:
 def train(run: RunFolder, *, steps: int | None = None, stop: threading.Event | None = None) -> Iterator[Record]:
     """Train a run to its last step, from its newest checkpoint or from the start, and report as it goes.
 
-    `steps` extends the run; the schedule stays as it was laid out. `stop`: once set, the run is saved and ends.
+    `steps` extends the run; the schedule stays as it was laid out. `stop`: once set, the run is saved and ends. Of
+    several processes that torchrun started, all call this: they share the work, see the same records, and the first
+    of them writes.
     Raises DivergenceError where the loss is no longer a number, InputError where the folder is damaged.
     """
-    with run.lock():
-        run.clean()
+    device, _ = runtime.choose_device(run.config().device)
+    with joined(device) as world, ExitStack() as held:
+        world.lead(lambda: _take_over(run, held))
         config = run.config()
         extended = steps is not None and steps > config.steps
         if steps is not None and extended:
             config = replace(config, steps=steps, horizon=config.horizon or config.steps)
-        trainer = _Trainer(run, config)
+        trainer = _Trainer(run, config, device, world)
         resumed = bool(run.checkpoints())
         if resumed:
             yield from trainer.restore()
         if extended:
-            run.write_config(config)
-        if (reason := trainer.over()) is not None:
-            yield Ended(step=trainer.at.step, reason=reason, already=True)
-            return
-        yield trainer.started()
+            world.lead(lambda: run.write_config(config))
+        yield from _train(trainer, resumed, stop or threading.Event())
+
+
+def _take_over(run: RunFolder, held: ExitStack) -> None:
+    """Hold the run's lock, and remove what a run that was killed left."""
+    held.enter_context(run.lock())
+    run.clean()
+
+
+def _train(trainer: _Trainer, resumed: bool, stop: threading.Event) -> Iterator[Record]:
+    world = trainer.world
+    if (reason := trainer.over()) is not None:
+        yield Ended(step=trainer.at.step, reason=reason, already=True)
+        return
+    yield trainer.started()
+    trainer.start_clock()
+    if resumed:
+        yield from trainer.report()
+    else:
+        world.lead(lambda: trainer.run.cut_metrics({"lines": 0, "sha256": hashlib.sha256().hexdigest()}))
+        yield trainer.save()
         trainer.start_clock()
-        if resumed:
-            yield from trainer.report()
-        else:
-            run.cut_metrics({"lines": 0, "sha256": hashlib.sha256().hexdigest()})
-            yield trainer.save()
+    while (reason := trainer.over()) is None:
+        if world.any(stop.is_set()):
+            trainer.tick()
+            if not trainer.is_saved():
+                yield trainer.save()
+            reason = "stopped"
+            break
+        trainer.update()
+        if trainer.evaluation_is_due() or trainer.save_is_due():
+            trainer.tick()
+            yield trainer.save()  # first, so that an evaluation that dies takes nothing with it
             trainer.start_clock()
-        while (reason := trainer.over()) is None:
-            if stop is not None and stop.is_set():
-                trainer.tick()
-                if not trainer.is_saved():
-                    yield trainer.save()
-                reason = "stopped"
-                break
-            trainer.update()
-            if trainer.evaluation_is_due() or trainer.save_is_due():
-                trainer.tick()
-                yield trainer.save()  # first, so that an evaluation that dies takes nothing with it
-                trainer.start_clock()
-            yield from trainer.report()
-        yield Ended(step=trainer.at.step, reason=reason)
+        yield from trainer.report()
+    yield Ended(step=trainer.at.step, reason=reason)

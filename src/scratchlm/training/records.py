@@ -10,11 +10,19 @@ from scratchlm.translation import Quality
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """A run begins, or goes on after `step`."""
+    """A run begins, or goes on after `step`.
+
+    `compilation`: what became of it, in words, where it was asked for. `utilisation`: MFU for each token per second,
+    where the device's peak is known.
+    """
 
     step: int
     config: RunConfig
     device: str
+    processes: int
+    precision: str
+    compilation: str
+    utilisation: float | None
     parameters: int
     train_tokens: int
     epochs: float

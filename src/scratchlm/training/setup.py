@@ -15,15 +15,24 @@ from scratchlm.checkpoint import Checkpoint, RunFolder, build_model, lay_adapter
 from scratchlm.config import RunConfig, make_config, merge, settings_of
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.shards import Tokens, write_shards
+from scratchlm.distribution import launched
 from scratchlm.errors import InputError
 from scratchlm.files import is_taken, new_folder, write_json
 from scratchlm.lora import size
 from scratchlm.model import State
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
-from scratchlm.training.material import are_pairs, as_pairs, read_parallel, read_text, resolve, training_batches
-from scratchlm.training.optim import make_optimizer
-from scratchlm.training.step import TrainingStep, update
+from scratchlm.training.material import (
+    PreparedMaterial,
+    are_pairs,
+    as_pairs,
+    read_material,
+    resolve,
+    training_batches,
+    with_prepared,
+)
+from scratchlm.training.sharding import check_shares
+from scratchlm.training.step import Training
 
 ADAPTER_LR = 2e-4  # the highest rate of an adapter on weights from elsewhere: Hu et al. 2021, table 9, for GPT-2
 TUNING_LR = 3e-5  # that of all such weights: nanoGPT's setting for fine-tuning GPT-2
@@ -68,12 +77,14 @@ def create_run(
     fit_seconds: float | None = None,
     follow: Callable[[Generator[Learning, None, Tokenizer]], Tokenizer] = tokenizers.exhaust,
     base: tuple[RunFolder, Checkpoint] | None = None,
+    processes: int = 1,
 ) -> tuple[RunFolder, RunConfig]:
     """The folder of a new run, ready to be trained, and its settings as asked for.
 
     `fit_seconds`: where this machine would need much longer, the run gets fewer steps, which its config.json says.
     `follow` takes the tokenizer's training to its end, and may show how far it is.
     `base`: whose weights it starts from and whose tokenizer it has; the settings have the base's shape.
+    `processes`: how many will share a batch.
     Raises InputError for bad settings or text, and for a folder that is there already; nothing is left behind then.
     """
     if is_taken(folder):
@@ -86,11 +97,12 @@ def create_run(
         raise InputError(f"{base[0].path} has a tokenizer for each side of pairs, and the data are a text; give pairs")
     asked_size = (settings.get("model") or {}).get("vocab_size")
     known = {"model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}, "pairs": are_pairs(settings)}
-    config = resolve(make_config({**settings, **known}))
+    config = resolve(make_config(with_prepared({**settings, **known}, folder, base is not None)))
     device, _ = runtime.choose_device(config.device)
     require_logger(config.logger)
+    check_shares(config, max(processes, launched().size))
 
-    material = read_parallel(config) if config.pairs else read_text(config)
+    material = read_material(config)
     tokenizer = follow(material.learn_tokenizer(config)) if base is None else base[0].tokenizer()
     if base is None and asked_size not in (None, tokenizer.vocab_size):
         raise InputError(
@@ -106,16 +118,20 @@ def create_run(
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     asked = config
     check_memory(config)
-    tokens = material.tokenize(tokenizer, config)
+    data: Mapping[str, Tokens | Pairs]
+    if isinstance(material, PreparedMaterial):
+        tokens, data = {}, material.splits(tokenizer, config)
+    else:
+        tokens = material.tokenize(tokenizer, config)
+        data = {name: as_pairs(ids, tokenizer) if config.pairs else Tokens.of(ids) for name, ids in tokens.items()}
 
     if fit_seconds is not None:
-        train, scored = (
-            as_pairs(tokens[name], tokenizer) if config.pairs else Tokens.of(tokens[name])
-            for name in ("train", "validation")
-        )
-        config = fit_steps(config, train, scored, fit_seconds, device)
+        config = fit_steps(config, data["train"], data["validation"], fit_seconds, device)
     with new_folder(folder) as beside:
-        checksum = write_shards(beside / "data", tokens, tokenizer)
+        if isinstance(material, PreparedMaterial):
+            checksum = material.prepared.checksum
+        else:
+            checksum = write_shards(beside / "data", tokens, tokenizer)
         tokenizer.save(beside / "tokenizer.json")
         RunFolder(beside).write_config(config, checksum, "" if base is None else base[1].sha256)
         write_json(beside / "manifest.json", {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions()})
@@ -145,12 +161,12 @@ def seconds_per_step(config: RunConfig, train: Tokens | Pairs, device: torch.dev
     model = build_model(config)
     lay_adapter(model, config)
     model.to(device)
-    module, optimizer = TrainingStep(model, config.carry, config.label_smoothing), make_optimizer(model, config.optim)
     batches, times = training_batches(config, train), []
+    training = Training(model, config, device, example=batches.batch(0))
     states: list[State | None] = [None] * config.accumulate
     for step in range(steps + 2):  # the first two warm up
         start = time.perf_counter()
-        update(module, optimizer, batches.batch(step), states, config.optim.grad_clip).grad_norm.item()  # waits
+        training.update(*batches.part(step, 0, 1), states).grad_norm.item()  # waits
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
