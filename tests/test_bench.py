@@ -216,7 +216,9 @@ def test_every_architecture_has_a_case_that_its_model_takes(device):
         assert case.tokens <= (model.context or case.tokens), case
         assert not [name for name in case.model if name.endswith("dropout") and case.model[name]]
     asked = [case for case in found if case.asked]
-    assert [case.asked["nanoGPT"] for case in asked] == [0.75 if device == "cpu" else 1 / 1.1]
+    assert [(case.asked["nanoGPT"], case.compile) for case in asked] == (
+        [(0.75, "auto")] if device == "cpu" else [(1 / 1.1, None)]
+    )
     assert not MODELS["gpt"].Config(**asked[0].model).bias  # nanoGPT trains without
 
 
@@ -347,6 +349,7 @@ def test_work_that_was_not_the_same_is_a_fault(small, monkeypatch, capsys, one_p
         (["ceilings", "--out", ""], ["--out"]),
         (["training", "--nanogpt", "."], ["model.py", "nanoGPT"]),
         (["ceilings", "--device", "tpu"], ["'tpu'"]),
+        (["ceilings", "--precision", "fp8"], ["'fp8'", "bf16"]),
     ],
 )
 def test_bad_input_is_refused_with_the_remedy(small, capsys, arguments, words):

@@ -6,7 +6,7 @@ Tokens are drawn as words occur, the n-th one n-th as often as the first, which 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ class Case:
         tokens: Tokens of each; of a target of pairs the usual number, around which lengths vary.
         optim: The optimizer.
         asked: The ratio asked of a training step against a peer, by the peer's name.
+        compile: Whether it is compiled, where this case does not leave that to the setting.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Case:
     tokens: int
     optim: OptimConfig = field(default_factory=OptimConfig)
     asked: Mapping[str, float] = field(default_factory=dict)
+    compile: Literal["off", "auto"] | None = None
 
     @property
     def title(self) -> str:
@@ -105,7 +107,8 @@ def cases(device: torch.device) -> Iterator[Case]:
         yield of_preset("gpt", "gpt2", rows=12)
         yield of_preset("gpt", "nanogpt-gpu")
     else:
-        yield of_preset("gpt", "nanogpt-cpu", asked={"nanoGPT": 0.75})
+        yield of_preset("gpt", "nanogpt-cpu")
+        yield of_preset("gpt", "nanogpt-cpu", compile="auto", asked={"nanoGPT": 0.75})
     for arch in MODELS:
         if preset := default_preset(arch):
             yield of_preset(arch, preset)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from scratchlm import runtime
 from scratchlm.bench.measure import Row, Setting, in_turns, row
 from scratchlm.flops import peak_flops, product_rates
 
@@ -15,9 +16,9 @@ COPIED = {"cpu": 1 << 28, "cuda": 1 << 31, "mps": 1 << 29}  # bytes, far beyond 
 def precisions(device: torch.device) -> tuple[str, ...]:
     """What products are measured in: fp32, and what the device has beside it."""
     if device.type == "cpu":
-        return ("fp32", "bf16")
+        return ("fp32", "bf16") if runtime.cpu_has_bf16() else ("fp32",)
     if device.type == "cuda":
-        recent = torch.cuda.get_device_capability(device) >= (8, 0)  # tf32 and bf16 came with it
+        recent = torch.cuda.get_device_capability(device) >= runtime.BF16_CAPABILITY  # tf32 came with it
         return ("fp32", "tf32", "bf16", "fp16") if recent else ("fp32", "fp16")
     return ("fp32", "fp16")
 

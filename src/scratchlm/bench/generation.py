@@ -110,11 +110,14 @@ def rows_of(case: Case, setting: Setting, texts: int = 1, new: int = NEW, asked:
     model = case.make(setting.device).eval()
     task = task_of(case, model, texts, new)
     peers = [peer for peer in peers_of(setting, case.arch, model.config) if peer.writes]
-    trials = {peer.name: attempt(peer, lambda peer=peer: _rivals(peer, case, model, task)) for peer in peers}
+    trials = {peer.name: attempt(peer, lambda peer=peer: _rivals(peer, case, model, task, setting)) for peer in peers}
     prompts = task.prompts.tolist()
-    sides: dict[str, Callable[[], object]] = {
-        OURS: lambda: generate(model, prompts, task.new, temperature=0, source=task.batch.source)
-    }
+
+    def ours() -> object:
+        with setting.autocast():
+            return generate(model, prompts, task.new, temperature=0, source=task.batch.source)
+
+    sides: dict[str, Callable[[], object]] = {OURS: ours}
     sides |= {name: trial.run for name, trial in trials.items() if trial.run is not None}
     seconds = in_turns(sides, setting)
     what = f"generation, a token: {case.arch}, {case.name}, {texts} {'text' if texts == 1 else 'texts'}"
@@ -123,14 +126,19 @@ def rows_of(case: Case, setting: Setting, texts: int = 1, new: int = NEW, asked:
         yield row_of(setting, "generation", what, seconds, peer, trials, task.new, figures=figures, asked=asked)
 
 
-def _rivals(peer: Any, case: Case, model: LanguageModel, task: Task) -> Callable[[], object]:
+def _rivals(peer: Any, case: Case, model: LanguageModel, task: Task, setting: Setting) -> Callable[[], object]:
     rival = peer.rival(case.make(task.prompts.device))
     rival.module.eval()
     source = task.batch.source
     if peer.equal:
         check_same_loss(model, rival, task.batch)
         check_same_choices(model, task, rival.generate(task.prompts, task.new, source))
-    return lambda: rival.generate(task.prompts, task.new, source)
+
+    def run() -> object:
+        with setting.autocast():
+            return rival.generate(task.prompts, task.new, source)
+
+    return run
 
 
 def one_token(model: LanguageModel, tokens: Tensor) -> Callable[[], Tensor]:

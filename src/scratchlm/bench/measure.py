@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,8 @@ class Setting:
         repeats: Rounds, in each of which every side is timed once.
         least: Seconds that one timing should last: what is shorter is done several times in it.
         nanogpt: The folder of a clone of nanoGPT, which adds its rows.
-        precision: That of products.
+        precision: That of products in training and generation: fp32, bf16 or fp16.
+        compile: Whether our training steps are compiled: off, auto or on.
     """
 
     device: torch.device
@@ -41,11 +42,17 @@ class Setting:
     least: float = 0.1
     nanogpt: Path | None = None
     precision: str = "fp32"
+    compile: Literal["off", "auto", "on"] = "off"
 
     @functools.cached_property
     def device_name(self) -> str:
         """What the device is called."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else _processor()
+        return _processor() if self.device.type == "cpu" else runtime.device_name(self.device)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The precision, while it lasts."""
+        dtype, _ = runtime.choose_precision(self.precision, self.device)
+        return runtime.autocast(self.device, dtype)
 
     @functools.cached_property
     def peak(self) -> float:
@@ -76,7 +83,7 @@ class Row:
         ratio: Our time over the peer's, the median of rounds: below 1 ours is faster.
         quartiles: The first and third of the rounds' ratios; without a peer of our values.
         status: measured, or why there is no ratio: the peer is not installed, failed, or did other work (unequal).
-        message: What went wrong, in words.
+        message: What went wrong, or what became of compilation, in words.
         asked: The ratio that is asked for, at most.
         figures: What else is known: tokens per second; operations, the peak of as many a second, their share of it.
         repeats: Rounds.
@@ -215,7 +222,9 @@ def row_of(
     if peer is None:
         return alone
     trial, version = trials[peer.name], peer.version()
-    alone = replace(alone, peer=peer.name, contest=peer.equal, status=trial.status, message=trial.message)
+    alone = replace(
+        alone, peer=peer.name, contest=peer.equal, status=trial.status, message=trial.message or alone.message
+    )
     if trial.run is None:
         return alone
     ratio, quartiles = spread([one / other for one, other in zip(times[OURS], times[peer.name], strict=True)])

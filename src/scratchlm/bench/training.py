@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from scratchlm.bench.cases import Case, cases
@@ -19,33 +21,44 @@ from scratchlm.bench.measure import (
     row_of,
     spread,
 )
-from scratchlm.config import OptimConfig
+from scratchlm.config import OptimConfig, RunConfig
 from scratchlm.data.batches import Batch
 from scratchlm.flops import mfu, training_flops
 from scratchlm.model import LanguageModel
-from scratchlm.training.optim import make_optimizer
-from scratchlm.training.step import TrainingStep, update
+from scratchlm.training.step import Training
 
-CLIP = 1.0
-SAME_TRAINING = 1e-2  # and after a few steps, since AdamW's first ones follow a gradient's sign however small it is
+SAME_TRAINING = 1e-2  # after a few steps losses may differ so much: AdamW's first ones follow each gradient's sign
 FEW = 3
 
 
-def training_step(model: LanguageModel, optim: OptimConfig, batch: Batch) -> Callable[[], Tensor]:
-    """One update of the model on the batch, as `scratchlm train` makes it; gives the mean loss before it, in nats."""
-    step, optimizer = TrainingStep(model), make_optimizer(model, optim)
-    return lambda: update(step, optimizer, batch, [None], grad_clip=CLIP).loss
+def training_step(
+    model: LanguageModel, case: Case, batch: Batch, setting: Setting
+) -> tuple[Callable[[], Tensor], Training]:
+    """One update of the model on the batch, as `scratchlm train` makes it, which gives the mean loss before it in nats.
+
+    And what it goes through, which knows whether it is compiled.
+    """
+    compile_ = case.compile or setting.compile
+    shared: dict[str, Any] = {"precision": setting.precision, "compile": compile_, "optim": case.optim}
+    config = RunConfig(arch=case.arch, model=model.config, **shared)
+    training = Training(model, config, setting.device, example=batch)
+    targets = batch.target_count
+    return lambda: training.update(batch, targets, [None]).loss, training
 
 
-def rivals_step(rival: Any, optim: OptimConfig, batch: Batch) -> Callable[[], Tensor]:
+def rivals_step(rival: Any, optim: OptimConfig, batch: Batch, setting: Setting) -> Callable[[], Tensor]:
     """The same of a rival, as its user would write it."""
     optimizer = rival.optimizer(rival.module, optim)
+    scaler = torch.amp.GradScaler(setting.device.type, enabled=setting.precision == "fp16")
 
     def run() -> Tensor:
-        loss = rival.loss(batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(rival.module.parameters(), CLIP)
-        optimizer.step()
+        with setting.autocast():
+            loss = rival.loss(batch)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(rival.module.parameters(), optim.grad_clip or math.inf)
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
@@ -70,24 +83,33 @@ def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
     """A training step of one case: a row for each peer, or one alone. All sides are timed in the same rounds."""
     model, batch = case.make(setting.device), case.batch(setting.device)
     operations, peers = training_flops(model, batch), list(peers_of(setting, case.arch, model.config))
-    trials = {peer.name: attempt(peer, lambda peer=peer: _rivals(peer, case, batch)) for peer in peers}
+    trials = {peer.name: attempt(peer, lambda peer=peer: _rivals(peer, case, batch, setting)) for peer in peers}
     steps = {name: trial.run for name, trial in trials.items() if trial.run is not None}
-    seconds = in_turns({OURS: training_step(model, case.optim, batch), **steps}, setting)
+    step, training = training_step(model, case, batch, setting)
+    seconds = in_turns({OURS: step, **steps}, setting)
     median, _ = spread(seconds[OURS])
     figures = {"tokens_per_second": batch.target_count / median}
     share = mfu(operations, median, setting.peak)
     if operations and share is not None:
         figures |= {"flops": float(operations), "peak": setting.peak, "mfu": share}
-    what = f"training step: {case.title}"
+    compiled = training.compilation.startswith("compiled")
+    what = f"training step: {case.title}{', compiled' if compiled else ''}"
     for peer in peers or [None]:
         asked = case.asked.get(peer.name) if peer is not None else None
-        yield row_of(setting, "training", what, seconds, peer, trials, figures=figures, asked=asked)
+        known: dict[str, Any] = {"figures": figures, "asked": asked, "message": training.compilation or None}
+        yield row_of(setting, "training", what, seconds, peer, trials, **known)
 
 
-def _rivals(peer: Any, case: Case, batch: Batch) -> Callable[[], object]:
-    """A peer's training step, once it is known to be the same training as ours."""
-    device = batch.tokens.device
-    rivals = rivals_step(peer.rival(case.make(device)), case.optim, batch)
+def _rivals(peer: Any, case: Case, batch: Batch, setting: Setting) -> Callable[[], object]:
+    """A peer's training step, once it is known in float32 and eager to be the same training as ours.
+
+    On an accelerator it is compiled if ours is; on a CPU peers run as they come.
+    """
+    rival = peer.rival(case.make(setting.device))
     if peer.equal:
-        check_same_training(training_step(case.make(device), case.optim, batch), rivals)
-    return rivals
+        exact, eager = replace(setting, precision="fp32", compile="off"), replace(case, compile=None)
+        ours, _ = training_step(case.make(setting.device), eager, batch, exact)
+        check_same_training(ours, rivals_step(rival, case.optim, batch, exact))
+    if setting.device.type == "cuda" and (case.compile or setting.compile) != "off":
+        rival.module.compile()
+    return rivals_step(rival, case.optim, batch, setting)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -22,6 +22,8 @@ def command(
     thorough: Annotated[bool, Parameter(negative=())] = False,
     nanogpt: str | None = None,
     device: str = "auto",
+    precision: str = "auto",
+    compile_: Annotated[Literal["off", "auto", "on"], Parameter(name="--compile")] = "off",
 ) -> int:
     """Measure this machine's products and copies, and training, generation and tokenizers against other libraries.
 
@@ -42,6 +44,11 @@ def command(
         The folder of a clone of nanoGPT, to be measured against too.
     device
         auto, cpu, cuda or mps.
+    precision
+        That of training and generation: fp32, bf16 or fp16; auto is bf16 on CUDA chips that have it, else fp32.
+    compile_
+        Whether our training steps are compiled: off, on, or auto, which goes on without it where that fails. Peers are
+        compiled with them on CUDA alone.
     """
     groups_of(what)
     if not out:
@@ -55,6 +62,7 @@ def command(
     from scratchlm.cli.progress import say
 
     chosen, _ = runtime.choose_device(device)
+    dtype, _ = runtime.choose_precision(precision, chosen)
     folder = Path(out)
     try:  # before it is filled, which takes minutes
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,13 +72,15 @@ def command(
         device=chosen,
         repeats=THOROUGH if thorough else QUICK,
         nanogpt=None if nanogpt is None else Path(nanogpt),
+        precision=runtime.precision_name(dtype),
+        compile=compile_,
     )
     rows = []
     for row in bench(what, setting):
         shown = row.json()
         say(f"{row.what}: {ours(shown)}" + (f"; {theirs(shown)}; {ratio(shown)}" if row.peer else ""))
-        if row.status in ("failed", "unequal"):
-            say(f"  {row.peer} {row.status}: {row.message}")
+        if row.message is not None:
+            say(f"  {row.message}")
         rows.append(row)
     results = results_of(rows)
     write(results, folder)
