@@ -86,7 +86,7 @@ def test_a_run_in_16_bits_learns(new_run, precision):
         precision=precision, steps=60, eval_every=60, model={"context": 16, "dim": 16, "depth": 2, "heads": 2}
     )
     started, *_ = list(loop.train(run))
-    assert started.precision == (precision)
+    assert started.precision == precision
     lines = run.metrics()
     assert lines[-1]["val_loss"] < 0.7 * lines[0]["loss"]
     assert {tensor.dtype for tensor in run.checkpoint("last").weights().values()} == {torch.float32}
