@@ -135,20 +135,20 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.compilation = ""  # what became of it, in words
         if example is not None and config.compile != "off":
-            self._compile(config.compile, example.part(0, self.parts))
+            self._compile(config.compile, example.part(0, self.parts), config.pairs)
         if world.size > 1 and not self.sharded:
             with warnings.catch_warnings():  # torch 2.13 has another name for the first of these, 2.6 has not
                 warnings.simplefilter("ignore", FutureWarning)
                 self.step = DistributedDataParallel(self.step, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def _compile(self, mode: str, example: Batch) -> None:
+    def _compile(self, mode: str, example: Batch, shapes_vary: bool) -> None:
         def trial(step: nn.Module) -> None:
             with self.autocast():
                 lowered, _, _ = step(example.to(self.device), None)
             self.scaler.scale(lowered).backward()
 
         drawn, start = runtime.random_state(), time.perf_counter()
-        self.step, words = runtime.compiled(self.step, mode, trial, self.world.any)
+        self.step, words = runtime.compiled(self.step, mode, trial, self.world.any, shapes_vary)
         self.model.zero_grad(set_to_none=True)
         runtime.set_random_state(drawn)
         self.compilation = f"{words} ({time.perf_counter() - start:.0f} s)"
