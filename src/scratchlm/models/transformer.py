@@ -319,7 +319,7 @@ class Transformer(LanguageModel):
             raise ValueError(f"the source has {rows} rows and {len(lengths)} lengths, the batch {batch_size} rows")
         if width > self.config.source_context:
             raise ValueError(f"the source context is {self.source_context} tokens, a source has {width}; shorten it")
-        # on an accelerator, looking at a value would wait for all work before it, at each step; a graph would break there
+        # looking at a value would wait for an accelerator at every training step, and end a graph
         known = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
         if known and rows and not 0 <= lengths.min() <= lengths.max() <= width:
             raise ValueError(f"source lengths go from {lengths.min()} to {lengths.max()}; the ids hold 0 to {width}")
