@@ -108,9 +108,7 @@ def main(megabytes: int = 100, workers: int = os.cpu_count() or 1, tokenizer: Pa
     print(f"{megabytes:,} MB, {workers} processes; the tokenizer alone {before:.1f} s before and {after:.1f} s after")
     ratio, of_cpu = (before + after) / 2 / seconds, (cpu_before + cpu_after) / 2 / cpu
     print(f"data prepare {seconds:.1f} s, {megabytes / seconds:.1f} MB/s, {ratio:.2f} of the tokenizer; {most:,.0f} MB")
-    print(
-        f"in seconds of CPU, which other work disturbs less: {(cpu_before + cpu_after) / 2:.1f}, {cpu:.1f}, {of_cpu:.2f}"
-    )
+    print(f"CPU seconds, which other work disturbs less: {(cpu_before + cpu_after) / 2:.1f}, {cpu:.1f}, {of_cpu:.2f}")
 
 
 if __name__ == "__main__":
