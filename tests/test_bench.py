@@ -309,8 +309,8 @@ def test_the_readme_has_the_tables_of_the_results():
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Products and copies of nothing much, in a folder of its own."""
-    rates = ceilings.product_rates
-    monkeypatch.setattr(ceilings, "product_rates", lambda device, precision, repeats: rates(device, precision, 1, 8))
+    product = ceilings.square_product
+    monkeypatch.setattr(ceilings, "square_product", lambda device, precision: product(device, precision, 8))
     monkeypatch.setattr(ceilings, "COPIED", {"cpu": 1 << 10})
     monkeypatch.setattr(ceilings, "in_turns", lambda sides, setting: {name: [1.0] for name in sides})
     monkeypatch.chdir(tmp_path)

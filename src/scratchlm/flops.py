@@ -5,8 +5,6 @@ device's peak. So neither what is computed twice to save memory nor what a kerne
 """
 
 import re
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -88,28 +86,6 @@ def square_product(device: torch.device, precision: str, size: int | None = None
     draws = torch.Generator(device).manual_seed(0)  # of its own: a run's stream goes on undisturbed
     one, other = (torch.randn(size, size, generator=draws, device=device).to(DTYPES[precision]) for _ in range(2))
     return lambda: torch.mm(one, other), 2 * size**3
-
-
-def product_rates(device: torch.device, precision: str, repeats: int, size: int | None = None) -> list[float]:
-    """Operations per second of a `square_product`, `repeats` times."""
-    run, operations = square_product(device, precision, size)
-    rates = []
-    for repeat in range(repeats + 2):  # two warm up
-        synchronize(device)
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        if repeat >= 2:
-            rates.append(operations / (time.perf_counter() - start))
-    return rates
-
-
-def measured_peak(device: torch.device, precision: str) -> float:
-    """The rate of large products on this machine, for a device whose peak is not published: the CPU's.
-
-    Units: operations per second. It takes about half a second.
-    """
-    return statistics.median(product_rates(device, precision, repeats=15))
 
 
 def synchronize(device: torch.device) -> None:
