@@ -170,7 +170,7 @@ def test_a_run_whose_scale_collapses_has_diverged(new_run, monkeypatch):
 
     losses = TrainingStep.losses
     monkeypatch.setattr(TrainingStep, "losses", lambda self, x, targets: losses(self, Broken.apply(x), targets))
-    with pytest.raises(loop.DivergenceError, match=r"in float16.*--precision fp32"):
+    with pytest.raises(loop.DivergenceError, match=r"in fp16.*--precision fp32"):
         list(loop.train(run))
 
 
