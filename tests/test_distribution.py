@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import two_processes
-from runs import SETTINGS, TEXT, same_end
+from runs import TEXT, same_end
 from scratchlm.checkpoint import RunFolder
 from scratchlm.cli import main
 from scratchlm.models import MODELS
@@ -167,7 +167,7 @@ def test_told_to_stop(told, new_run, number, code):
     process.send_signal(number)
     found, said = end(process)
     assert found == code
-    assert said[-1] == f"stopped at step {newest(run)}, everything is saved; go on with: scratchlm resume {run.path}"
+    assert f"stopped at step {newest(run)}, everything is saved; go on with: scratchlm resume {run.path}" in said
     wait_for(lambda: not workers(run))
     assert not any("Traceback" in line for line in said)
     at = newest(run)
@@ -192,7 +192,11 @@ def test_a_run_that_diverges_is_not_started_again(new_run):
 @pytest.mark.slow
 def test_what_is_refused_is_said_once(new_run):
     """By one process of two, and nothing is tried again."""
-    for spoil, message in ((lock, "locked|uses"), (damage, "damaged|sha256"), (narrow, "cannot be shared out")):
+    for spoil, message in (
+        (lock, "is being trained by another process"),
+        (damage, "damaged|sha256"),
+        (narrow, "cannot be shared out"),
+    ):
         run = new_run(**LONG)
         with spoil(run):
             code, said = end(start("resume", run.path, "--nproc", 2))
@@ -279,13 +283,9 @@ def test_a_full_disk_ends_the_run(new_run, monkeypatch):
 def test_two_nodes_by_torchrun(told, new_run, tmp_path):
     """Two agents with a process each; the whole is started again in mid-run and ends as two of one machine."""
     port, run = free_port(), RunFolder(tmp_path / "nodes")
-    flags = [f"--data={tmp_path / 'text.txt'}", "--device=cpu", "--seed=5", "--batch-size=6", f"--out={run.path}"]
-    flags += [f"--{name.replace('_', '-')}={value}" for name, value in LONG.items()]
-    flags += [f"--{group}.{name.replace('_', '-')}={value}" for group in ("model", "optim")
-              for name, value in SETTINGS[group].items()]  # fmt: skip
+    flags = ["--config", str(new_run(**LONG).path / "config.json"), f"--out={run.path}"]
     torchrun = ["--nnodes=2", "--nproc-per-node=1", "--max-restarts=2", "--rdzv-backend=c10d", "--rdzv-id=7",
                 f"--rdzv-endpoint=127.0.0.1:{port}", "-m", "scratchlm"]  # fmt: skip
-    new_run()  # which writes the text
     nodes = [
         start(*torchrun, "train", "gpt", *flags, module=["torch.distributed.run"],
               TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
