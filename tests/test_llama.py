@@ -13,7 +13,7 @@ from transformers.models.qwen3 import modeling_qwen3
 from scratchlm.data.batches import Batch
 from scratchlm.evaluation import loss_sum
 from scratchlm.model import record
-from scratchlm.models.llama import Llama, LlamaConfig, Rotation, grouped_attention
+from scratchlm.models.llama import Llama, LlamaConfig, RMSNorm, Rotation, grouped_attention
 
 SHAPE = {"vocab_size": 61, "context": 32, "dim": 48, "depth": 3, "heads": 6, "hidden_dim": 40}
 VARIANTS = {
@@ -172,6 +172,23 @@ def test_rotated_products_depend_on_the_distance_alone():
     later = Rotation.at(11, 4, config, query)
     assert torch.equal(later.cos, rotation.cos[11:15])
     assert torch.equal(later.sin, rotation.sin[11:15])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_the_norms_written_out_gradient_equals_torch(scale):
+    norm = RMSNorm(12, 1e-5).double()
+    with torch.no_grad():
+        norm.weight.add_(torch.randn(12, dtype=torch.float64))
+    x = (scale * torch.randn(3, 5, 2, 12, dtype=torch.float64)).transpose(1, 2).requires_grad_()
+    expected = F.rms_norm(x, (12,), norm.weight, 1e-5)
+    torch.testing.assert_close(norm(x), expected, rtol=1e-12, atol=1e-12)
+    probe = torch.randn_like(expected)
+    for one, other in zip(
+        torch.autograd.grad(norm(x), (x, norm.weight), probe),
+        torch.autograd.grad(expected, (x, norm.weight), probe),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
 def test_squared_relu_is_its_equation():

@@ -117,7 +117,9 @@ class RunConfig:
     Attributes:
         arch: The architecture.
         preset: The preset that filled what nothing else set.
-        data: A corpus by name, a file (.tsv holds pairs: source, tab, target), a folder, or - for standard input.
+        data: A corpus by name, a file (.tsv holds pairs: source, tab, target), a folder of texts, one that data prepare
+            made, or - for standard input.
+        prepared: The folder that data prepare made, seen from the run's; none: the run's folder has the tokens itself.
         source: A file with a source on each line, for models of pairs; its translations are in target.
         target: A file with the targets of source, line by line.
         pairs: Whether the data are pairs of source and target, which create_run finds out.
@@ -158,6 +160,7 @@ class RunConfig:
     arch: str
     preset: str | None = None
     data: str = "shakespeare"
+    prepared: str | None = None
     source: str | None = None
     target: str | None = None
     pairs: bool = False

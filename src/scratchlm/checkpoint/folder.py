@@ -31,7 +31,7 @@ from torch import Tensor
 from scratchlm import tokenizers
 from scratchlm.config import RunConfig, make_config, settings_of
 from scratchlm.data.pair_batches import Pairs
-from scratchlm.data.shards import Tokens, read_shards
+from scratchlm.data.shards import Tokens, read_prepared, read_shards
 from scratchlm.errors import InputError
 from scratchlm.files import file_sha256, new_folder, read_json, replace_file, sync, write_json
 from scratchlm.tokenizers import Tokenizer
@@ -189,7 +189,8 @@ class RunFolder:
         """The run's tokens by split. Raises InputError where it has none, since it was imported or merged."""
         if not self.has_text:
             raise InputError(f"{self.path} has weights from elsewhere and no text; give one, with --data or --text")
-        return read_shards(self.path / "data", self.tokenizer(), self._root()["data_checksum"])
+        read = read_shards if (place := self.config().prepared) is None else read_prepared
+        return read(self.path / (place or "data"), self.tokenizer(), self._root()["data_checksum"])
 
     def pairs(self) -> dict[str, Pairs]:
         """The run's pairs by split, where its data are pairs."""

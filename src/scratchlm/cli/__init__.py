@@ -29,6 +29,7 @@ COMMANDS = {
     "data": "List, show and fetch corpora.",
     "tokenizer": "Train tokenizers, use them, look into them, carry them to other libraries.",
     "presets": "List and show presets.",
+    "bench": "Measure this machine, and our speed on it against other libraries.",
     "doctor": "Show this machine as scratchlm sees it, and what it would choose.",
 }
 GROUPS = ("data", "inspect", "presets", "tokenizer")  # commands that have commands
@@ -53,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Returns the exit code: 0 done, 2 bad input, 3 diverged, 130 or 143 stopped with all saved."""
     if "SCRATCHLM_OUTCOME" not in os.environ:
         return _main(arguments)
-    from scratchlm.distribution import is_over, leave  # this is one of several processes
+    from scratchlm.distribution import end_with_parent, is_over, leave  # this is one of several processes
 
+    end_with_parent()
     return 0 if is_over() else leave(_main(arguments))
 
 

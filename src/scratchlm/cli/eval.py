@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -14,7 +15,7 @@ from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.cli.sample import introduce
 from scratchlm.data.pair_batches import Pairs
 from scratchlm.data.pairs import is_pairs
-from scratchlm.data.shards import Tokens, encode_documents
+from scratchlm.data.shards import Prepared, Tokens, encode_documents, is_prepared
 from scratchlm.errors import InputError
 from scratchlm.evaluation import carried_loss, evaluate
 from scratchlm.training.material import read_data, read_scored_pairs
@@ -48,8 +49,8 @@ def command(
     directory
         The run's folder.
     data
-        Another text, all of it: a corpus by name, a file, a folder, or - for standard input; for a model of pairs a
-        corpus of them or a .tsv file.
+        Another text, all of it: a corpus by name, a file, a folder, or - for standard input; a split of a folder that
+        data prepare made; for a model of pairs a corpus of them or a .tsv file.
     source
         A file of other pairs' sources, one on each line, in place of --data.
     target
@@ -57,7 +58,7 @@ def command(
     errors
         Bytes of it that are not UTF-8: strict stops, replace puts U+FFFD there.
     split
-        The part of the run's own text.
+        The part of the run's own text, or of a prepared folder.
     window
         Tokens of a window; without it those of training.
     beam
@@ -89,8 +90,8 @@ def command(
     if (source is None) != (target is None) or (source is not None and data is not None):
         raise InputError("give other pairs as --source FILE with --target FILE, or as --data, and not as both")
     paths = [path for path in (source, target, data) if path is not None]
+    name = "validation" if split == "val" else "test"
     if not paths:
-        name = "validation" if split == "val" else "test"
         what = f"the {name} split of {config.data_name}"
         given = run.pairs()[name] if config.pairs else run.splits()[name]
         if len(given) < (1 if config.pairs else 2):
@@ -102,6 +103,10 @@ def command(
             f"{' and '.join(paths)} hold pairs of source and target, and {directory} learned from a text; "
             "give a text with --data"
         )
+    elif is_prepared(data):
+        given, what = Prepared(Path(data)).splits(tokenizer)[name], f"the {name} split of {data}"
+        if len(given) < 2:
+            raise InputError(f"{data} has no {name} split to score; prepare it with a larger share of it, --split")
     else:
         given, what = Tokens.of(encode_documents(read_data(data, errors), tokenizer)), data
     score = evaluate(model, given, tokenizer.token_lengths(), config.training_window if window is None else window)

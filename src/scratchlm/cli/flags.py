@@ -26,6 +26,7 @@ HIDDEN = {
     "model.vocab_size",
     "optim",
     "pairs",
+    "prepared",
     "preset",
 }
 

@@ -8,6 +8,7 @@ from cyclopts import App, Parameter
 from scratchlm.cli.flags import nested, train_flags, with_signature
 from scratchlm.config import default_preset, merge, preset_settings, read_settings, without_vocabulary
 from scratchlm.data.pairs import is_pairs
+from scratchlm.data.shards import is_prepared
 from scratchlm.errors import InputError
 from scratchlm.models import MODELS
 
@@ -42,9 +43,11 @@ def command(*tokens: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> in
     usual = {"data": "cmudict"} if model.takes_source and data is None else {}
     own = without_vocabulary(preset_settings(arch, preset))
     named = _value("--tokenizer", rest) or from_file.get("tokenizer")
-    if named is not None or source is not None or "source" in from_file or is_pairs(data or ""):
+    prepared = bool(data) and is_prepared(data)
+    if named is not None or source is not None or "source" in from_file or is_pairs(data or "") or prepared:
         # a preset's tokenizer is for a text that comes without one: its size would not fit another kind
-        own = {name: value for name, value in own.items() if name not in ("tokenizer", "vocab_size")}
+        decided = ("tokenizer", "vocab_size", *(["split"] if prepared else []))
+        own = {name: value for name, value in own.items() if name not in decided}
     below = merge({"arch": arch}, usual, own, from_file, {"preset": preset})
     fit = not (file or {"--preset", "--steps"} & {token.partition("=")[0] for token in rest})
 

@@ -59,12 +59,58 @@ class Batch:
         return int((self.targets != IGNORED).sum())
 
 
+SORTED = 1 << 22  # windows up to which an epoch's order is sorted and held, in 32 MB
+ROUNDS = 8  # four would do if each mixed as if at random (Luby and Rackoff 1988)
+
+
+def _random_bits(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The first of an epoch's numbers of 64 random bits. Shapes: (count,) uint64."""
+    # raw output of a bit generator: numpy keeps its stream for good, which it does not promise of permutation()
+    return np.random.Philox(key=seed, counter=[0, 0, 0, epoch]).random_raw(count)
+
+
+@lru_cache(maxsize=8)
+def _phase(seed: int, epoch: int) -> int:
+    """An epoch's first number, which says where its first window starts."""
+    return int(_random_bits(seed, epoch, 1)[0])
+
+
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """A number of 64 random bits, and then the places 0 .. count - 1 in a random order. Shapes: (1 + count,) uint64."""
-    # raw output of a bit generator: numpy keeps its stream for good, which it does not promise of permutation()
-    keys = np.random.Philox(key=seed, counter=[0, 0, 0, epoch]).random_raw(count + 1)
-    return np.concatenate([keys[:1], np.argsort(keys[1:], kind="stable").astype(np.uint64)])
+    """The numbers 0 .. count - 1 in an epoch's random order. Shapes: (count,) int64."""
+    return np.argsort(_random_bits(seed, epoch, count + 1)[1:], kind="stable")
+
+
+def places_in_order(seed: int, epoch: int, count: int, turns: np.ndarray) -> np.ndarray:
+    """Which of the places 0 .. count - 1 come at these turns of an epoch, each at one of them, in a random order.
+
+    Up to SORTED places it is `epoch_order`. Above, a Feistel network on so many bits as `count` has, whose two halves
+    are mixed with each other's in turn, is a bijection of 0 .. 2**bits - 1; what falls outside goes through it again
+    until it does not. That takes no memory and a few steps for each turn, whatever the count.
+    Shapes: turns (B,) int64 -> (B,) int64. Paper: Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains".
+    """
+    if count <= SORTED:
+        return epoch_order(seed, epoch, count)[turns]
+    keys = _random_bits(seed, epoch, ROUNDS + 1)[1:]
+    bits = (count - 1).bit_length()
+    high, low = bits // 2, bits - bits // 2
+    high_of, low_of, low_mask = np.uint64(64 - high), np.uint64(64 - low), np.uint64((1 << low) - 1)
+    out, outside = turns.astype(np.uint64), np.arange(len(turns))
+    while len(outside):
+        left, right = out[outside] >> np.uint64(low), out[outside] & low_mask
+        for first, second in keys.reshape(-1, 2):
+            left ^= _mixed(right ^ first) >> high_of
+            right ^= _mixed(left ^ second) >> low_of
+        out[outside] = left << np.uint64(low) | right
+        outside = outside[out[outside] >= count]
+    return out.astype(np.int64)
+
+
+def _mixed(numbers: np.ndarray) -> np.ndarray:
+    """Each bit out depends on each bit in: the finalizer of splitmix64 (Steele et al. 2014). Shapes: (B,) uint64."""
+    numbers = (numbers ^ numbers >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ numbers >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ numbers >> np.uint64(31)
 
 
 class TrainingWindows:
@@ -104,11 +150,12 @@ class TrainingWindows:
         Shapes: (rows, window).
         """
         rows = shares(self._batch_size, parts)[part]
-        starts = np.empty(rows.stop - rows.start, dtype=np.int64)
-        for at, row in enumerate(range(rows.start, rows.stop)):
-            epoch, place = divmod(step * self._batch_size + row, self.count)
-            order = epoch_order(self._seed, epoch, self.count)
-            starts[at] = int(order[0]) % self._phases + int(order[1 + place]) * self._window
+        epochs, turns = np.divmod(step * self._batch_size + np.arange(rows.start, rows.stop), self.count)
+        starts = np.empty(len(turns), dtype=np.int64)
+        for epoch in np.unique(epochs).tolist():
+            inside = epochs == epoch
+            places = places_in_order(self._seed, epoch, self.count, turns[inside])
+            starts[inside] = _phase(self._seed, epoch) % self._phases + places * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))
         return Batch(windows[:, :-1], windows[:, 1:]), self._batch_size * self._window
 
@@ -150,7 +197,7 @@ class CarriedStreams:
         Shapes: (rows, window).
         """
         epoch, place = divmod(step, self.count)
-        first = int(epoch_order(self._seed, epoch, 0)[0]) % self._phases
+        first = _phase(self._seed, epoch) % self._phases
         rows = shares(self._batch_size, parts)[part]
         starts = first + (np.arange(rows.start, rows.stop) * self.count + place) * self._window
         windows = torch.from_numpy(self._tokens.windows(starts, self._window + 1))

@@ -224,7 +224,7 @@ class TrainingPairs:
         """The pairs in the order in which they are cut into batches, and the batches in that in which they are read."""
         if self._epoch[0] != epoch:
             count = len(self._pairs)
-            order = epoch_order(self._seed, epoch, count + self.count)[1:].astype(np.int64)
+            order = epoch_order(self._seed, epoch, count + self.count)
             rows, batches = order[order < count], order[order >= count] - count
             self._epoch = (epoch, rows[np.argsort(self._bucket[rows], kind="stable")], batches)
         return self._epoch[1:]

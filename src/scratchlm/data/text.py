@@ -27,22 +27,35 @@ def read_documents(source: str, errors: Errors = "strict") -> list[str]:
     if source == "-":
         if sys.stdin is None:
             raise InputError("standard input is closed; give a file with --data FILE")
-        return _documents(sys.stdin.buffer.read(), "standard input", jsonl=False, errors=errors)
+        documents = _documents(sys.stdin.buffer.read(), "standard input", jsonl=False, errors=errors)
+        if not documents:
+            raise no_text("standard input")
+        return documents
     path = Path(source)
-    if not path.is_dir():
-        return _documents(_bytes(path), str(path), path.suffix == ".jsonl", errors)
-    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
-    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
     documents = [
         document
-        for file in files
-        for document in _documents(_bytes(file), str(file), file.suffix == ".jsonl", errors, empty=True)
+        for file in text_files(path)
+        for document in _documents(_bytes(file), str(file), file.suffix == ".jsonl", errors)
     ]
     if not documents:
-        raise InputError(
-            f"the folder {path} has no text: none of its files that end in {', '.join(SUFFIXES)} holds any"
-        )
+        raise no_text(path)
     return documents
+
+
+def text_files(path: Path) -> list[Path]:
+    """The files that a path means: itself, or the texts of a folder in order, without hidden ones."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+
+
+def no_text(path: Path | str) -> InputError:
+    """The error for a file or a folder that holds no document."""
+    if Path(path).is_dir():
+        ends = ", ".join(SUFFIXES)
+        return InputError(f"the folder {path} has no text: none of its files that end in {ends} holds any")
+    return InputError(f"{path} is empty; give a text to learn from")
 
 
 def _bytes(path: Path) -> bytes:
@@ -52,28 +65,26 @@ def _bytes(path: Path) -> bytes:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _documents(data: bytes, name: str, jsonl: bool, errors: Errors, empty: bool = False) -> list[str]:
-    text = _decode(data, name, errors)
+def _documents(data: bytes, name: str, jsonl: bool, errors: Errors) -> list[str]:
+    text = decode(data, name, errors)
     documents = (
-        [_field(line, f"{name}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        [read_line(line, f"{name}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         if jsonl
         else [text]
     )
-    documents = [document for document in documents if document]
-    if not documents and not empty:
-        raise InputError(f"{name} is empty; give a text to learn from")
-    return documents
+    return [document for document in documents if document]
 
 
-def _decode(data: bytes, name: str, errors: Errors) -> str:
-    return "".join(_decoded([data], name, errors))
+def decode(data: bytes, name: str, errors: Errors, at: int = 0) -> str:
+    """The text of bytes, or of a stretch of them that starts at byte `at`."""
+    return "".join(decoded([data], name, errors, at))
 
 
-def _decoded(parts: Iterable[bytes], name: str, errors: Errors) -> Iterator[str]:
-    r"""The text of bytes that come in parts: UTF-8 without a byte order mark, line ends as \n."""
+def decoded(parts: Iterable[bytes], name: str, errors: Errors, at: int = 0) -> Iterator[str]:
+    r"""The text of bytes that come in parts, from byte `at` on: UTF-8 without a byte order mark, line ends as \n."""
     utf8 = codecs.getincrementaldecoder("utf-8")(errors)
     decoder = io.IncrementalNewlineDecoder(utf8, translate=True)  # a line's end may lie between two parts
-    at, first = 0, True
+    first = at == 0
     for part in itertools.chain(parts, [None]):
         data = b"" if part is None else part
         if at == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -103,16 +114,17 @@ def stream_text(path: str, errors: Errors = "strict") -> Iterator[str]:
     if path == "-":
         if sys.stdin is None:
             raise InputError("standard input is closed; give a file")
-        yield from _decoded(iter(lambda: sys.stdin.buffer.read(STREAMED), b""), "standard input", errors)
+        yield from decoded(iter(lambda: sys.stdin.buffer.read(STREAMED), b""), "standard input", errors)
         return
     try:
         with Path(path).open("rb") as file:
-            yield from _decoded(iter(lambda: file.read(STREAMED), b""), path, errors)
+            yield from decoded(iter(lambda: file.read(STREAMED), b""), path, errors)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _field(line: str, place: str) -> str:
+def read_line(line: str, place: str) -> str:
+    """The text of a JSON line. Raises InputError, which begins with `place`, where it has none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:

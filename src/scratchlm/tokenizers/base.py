@@ -59,6 +59,9 @@ class Tokenizer(ABC):
     kind: ClassVar[str]
     kinds: ClassVar[dict[str, type["Tokenizer"]]] = {}  # by name, for the command line and for files
     covers_any_text: ClassVar[bool] = False  # also text that it was not trained on
+    # an expression that matches, and takes nothing, where a text may be cut: the ids of its parts are those of the
+    # whole; none where nothing is known. What the class has is that of a tokenizer which it trains.
+    cuts: str | None = None
 
     vocab_size: int
     end_of_text: int | None = None  # the id between two documents, where there is one

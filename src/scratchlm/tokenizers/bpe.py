@@ -37,6 +37,7 @@ from scratchlm.tokenizers.learning import (
 from scratchlm.tokenizers.merging import SHORT, merge_long, merge_short
 from scratchlm.tokenizers.splitting import (
     BLOCK,
+    CUTS,
     SCANNED,
     SMALL,
     blocks,
@@ -80,6 +81,7 @@ class BPETokenizer(Tokenizer):
 
     kind = "bpe"
     covers_any_text = True
+    cuts = CUTS["gpt4"]
 
     def __init__(
         self,
@@ -99,7 +101,7 @@ class BPETokenizer(Tokenizer):
         and for special tokens whose ids are taken.
         """
         self.pattern, self.byte_order, self.characters = pattern, byte_order, characters
-        self._expression = compile_pattern(pattern)
+        self._expression, self.cuts = compile_pattern(pattern), CUTS.get(pattern)
         values = byte_values(byte_order)
         self._byte_ids = bytes(np.argsort(np.frombuffer(values, np.uint8)).astype(np.uint8))  # by value
         self._tokens = [bytes([value]) for value in values] + [utf8(character) for character in characters or ""]

@@ -14,6 +14,7 @@ class ByteTokenizer(Tokenizer):
 
     kind = "byte"
     covers_any_text = True
+    cuts = ""
     vocab_size = 257
     end_of_text = 256
 

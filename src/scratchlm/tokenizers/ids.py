@@ -18,6 +18,7 @@ class IdTokenizer(Tokenizer):
     """
 
     kind = "ids"
+    cuts = r"(?=\s)"
 
     def __init__(self, vocab_size: int) -> None:
         """Raises InputError where `vocab_size` is not a whole number, 1 or more."""

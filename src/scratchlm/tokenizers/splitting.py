@@ -134,21 +134,26 @@ def _mark_contractions(codes: np.ndarray, at: np.ndarray, marks: np.ndarray, any
     marks[at[two] + 3] = True
 
 
-_SAFE_CUT = regex.compile(r"(?<=\p{L}) (?=\p{L})|(?<=\S\n)(?=\S)")
+# where these patterns start a chunk whatever stands around, and end the one before it as they would at the text's end
+CUTS = {
+    "gpt2": r"(?<=\p{L})(?=[^\p{L}\p{N}]\p{L})|(?<=\s)(?=\s\S)|(?<=\S\n)(?=\S)",
+    "gpt4": r"(?<=\p{L})(?=[^\r\n\p{L}\p{N}]\p{L})|(?<=\n)(?=\S)",
+    "o200k": r"(?<=\p{L})(?=[^\r\n\p{L}\p{N}\p{M}']\p{L})|(?<=\n)(?=[^\s/])",
+}
 
 
 def blocks(parts: Iterable[str], pattern: str, size: int) -> Iterator[str]:
     """A text that comes in parts, in blocks of `size` characters or a little more that have the chunks of the whole.
 
-    Before a space between two letters, and after a single newline between two characters that are no white space,
-    the patterns gpt2 and gpt4 start a chunk whatever stands around. Where there is no such place a block is longer;
-    of other expressions nothing is known, so there the text is one block.
+    It is cut where CUTS says, such as before a space between two letters. Where there is no such place a block is
+    longer; of other expressions nothing is known, so there the text is one block.
     """
     held, searched = "", size
+    cuts = regex.compile(CUTS[pattern]) if pattern in CUTS else None
     for part in parts:
         held += part
-        while pattern in SCANNED and len(held) > searched:
-            cut = _SAFE_CUT.search(held, searched)
+        while cuts is not None and len(held) > searched:
+            cut = cuts.search(held, searched)
             if cut is None:
                 searched = len(held)
                 break

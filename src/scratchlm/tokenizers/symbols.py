@@ -18,6 +18,7 @@ class SymbolTokenizer(Tokenizer):
     """
 
     kind = "symbols"
+    cuts = r"(?=\s)"
 
     def __init__(self, symbols: Iterable[str], end_of_text: bool = False) -> None:
         """Raises InputError where `symbols` is empty, repeats one, or has one that white space could not part."""

@@ -1,5 +1,6 @@
 """What a run learns from: a text or pairs, read, split and tokenized, and the batches that they come in."""
 
+import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,15 @@ from scratchlm.data import corpora
 from scratchlm.data.batches import CarriedStreams, TrainingWindows
 from scratchlm.data.pair_batches import Pairs, TrainingPairs, fitting
 from scratchlm.data.pairs import Pair, encode_pairs, is_pairs, read_whole_pairs, split_pairs
-from scratchlm.data.shards import SPLITS, Tokens, dtype_for, encode_documents, split_documents
+from scratchlm.data.shards import (
+    SPLITS,
+    Prepared,
+    Tokens,
+    dtype_for,
+    encode_documents,
+    is_prepared,
+    split_documents,
+)
 from scratchlm.data.text import Errors, read_documents
 from scratchlm.errors import InputError
 from scratchlm.interop.vocabularies import PUBLISHED, named_vocabulary
@@ -31,6 +40,31 @@ def are_pairs(settings: Mapping[str, Any]) -> bool:
     return settings.get("source") is not None or (isinstance(data, str) and is_pairs(data))
 
 
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def with_prepared(settings: Mapping[str, Any], folder: Path, of_a_base: bool) -> dict[str, Any]:
+    """The settings of a run in `folder`, with what its data bring where they are a folder of prepared tokens.
+
+    Raises InputError where they ask for something else. `of_a_base`: the tokenizer that they name is a base's.
+    """
+    data = settings.get("data")
+    if not isinstance(data, str) or data in ("", "-") or not is_prepared(data):
+        return {**settings, "prepared": None}
+    manifest = Prepared(Path(data)).manifest
+    brought = {"tokenizer": None, "vocab_size": None, "split": tuple(manifest["split"]), "errors": manifest["errors"]}
+    for name, value in brought.items():
+        asked = settings.get(name)
+        asked = tuple(asked) if isinstance(asked, list) else asked
+        if asked not in (None, value) and (name == "split" or not of_a_base):
+            raise InputError(
+                f"--{name.replace('_', '-')} is {_shown(asked)}, but {data} was prepared with its own"
+                f"{'' if value is None else f', {_shown(value)}'}; leave it out, or prepare the texts anew"
+            )
+    return {**settings, **brought, "prepared": os.path.relpath(Path(data).resolve(), folder.resolve())}
+
+
 def resolve(config: RunConfig) -> RunConfig:
     """The settings with the tokenizer that the data call for.
 
@@ -42,6 +76,8 @@ def resolve(config: RunConfig) -> RunConfig:
             f"{config.arch} learns from pairs of source and target, and {config.data} is a single text: give two files "
             "with --source FILE --target FILE, one .tsv file, or a corpus of pairs; scratchlm data list shows them"
         )
+    if config.prepared is not None:
+        return config
     if config.carry and pairs:
         raise InputError("carry needs a text to go through, and pairs are read one by one; leave carry out")
     corpus = None if config.source is not None or Path(config.data).exists() else corpora.CORPORA.get(config.data)
@@ -67,6 +103,10 @@ def training_batches(config: RunConfig, data: Tokens | Pairs) -> TrainingWindows
 def read_data(source: str, errors: Errors = "strict") -> list[str]:
     """The documents that --data means: a corpus by name, unless there is such a path."""
     try:
+        if source not in ("", "-") and is_prepared(source):
+            raise InputError(
+                f"{source} is a folder of prepared tokens, which train, finetune and eval read; give a text here"
+            )
         named = source not in ("", "-") and not any(mark in source for mark in "./\\") and not Path(source).exists()
         return [corpora.get(source)] if named else read_documents(source, errors)
     except OSError as error:
@@ -110,14 +150,42 @@ class TextMaterial:
     def tokenize(self, tokenizer: Tokenizer, config: RunConfig) -> dict[str, np.ndarray]:
         """The splits as tokens. Raises InputError where one is too small to train on or to score."""
         tokens = {name: encode_documents(part, tokenizer) for name, part in self.parts.items()}
-        training_batches(config, Tokens.of(tokens["train"]))
-        scored = len(tokens["validation"])
-        if scored < 2:
-            raise InputError(
-                f"the validation text has {scored} tokens, and a loss needs two: give a longer text, or a "
-                f"larger share of it; --split says how it is shared, now {tuple(config.split)}"
-            )
+        _check_sizes({name: Tokens.of(ids) for name, ids in tokens.items()}, config)
         return tokens
+
+
+def _check_sizes(splits: Mapping[str, Tokens], config: RunConfig) -> None:
+    """Raises InputError where a split is too small to train on or to score."""
+    training_batches(config, splits["train"])
+    scored = len(splits["validation"])
+    if scored < 2:
+        raise InputError(
+            f"the validation text has {scored} tokens, and a loss needs two: give a longer text, or a "
+            f"larger share of it; --split says how it is shared, now {tuple(config.split)}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedMaterial:
+    """Tokens that are there already, in a folder that `scratchlm data prepare` made."""
+
+    prepared: Prepared
+
+    def learn_tokenizer(self, config: RunConfig) -> LearningTokenizer:
+        """The folder's tokenizer."""
+        yield from ()
+        return self.prepared.tokenizer
+
+    def splits(self, tokenizer: Tokenizer, config: RunConfig) -> dict[str, Tokens]:
+        """The tokens by split. Raises InputError where they are of another tokenizer, or too small."""
+        if tokenizer.sha256 != self.prepared.tokenizer.sha256:
+            raise InputError(
+                f"{self.prepared.folder} was prepared with another tokenizer than that of the model to start from; "
+                "prepare its texts with --tokenizer and the tokenizer.json of that model's run"
+            )
+        splits = self.prepared.splits()
+        _check_sizes(splits, config)
+        return splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +248,13 @@ def read_scored_pairs(paths: Sequence[str], errors: Errors, config: RunConfig, t
     Raises InputError where it can read none of them.
     """
     return fit_pairs(as_pairs(encode_pairs(read_whole_pairs(*paths, errors=errors), tokenizer), tokenizer), config)
+
+
+def read_material(config: RunConfig) -> "PairMaterial | TextMaterial | PreparedMaterial":
+    """What a run learns from. Raises InputError where it cannot be read."""
+    if config.prepared is not None:
+        return PreparedMaterial(prepared=Prepared(Path(config.data)))
+    return read_parallel(config) if config.pairs else read_text(config)
 
 
 def read_text(config: RunConfig) -> TextMaterial:

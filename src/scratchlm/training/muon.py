@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+
+from scratchlm.training.sharding import placed, whole
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the source: steep at zero, so that five iterations lift small singular values
 
@@ -90,24 +91,15 @@ class Muon(torch.optim.AdamW):
 def _steps(updates: Sequence[Tensor], parts: Sequence[int]) -> list[Tensor]:
     """What each parameter is moved by, all matrices of one shape orthogonalised in one batch.
 
-    A sharded update is gathered, since no part of it says what is orthogonal to it, and each rank computes all of them.
+    A sharded update is gathered, since no part of it says what is orthogonal to it, and each process computes all.
     """
-    whole = [update.full_tensor() if isinstance(update, DTensor) else update for update in updates]
     batches: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
-    for index, (update, count) in enumerate(zip(whole, parts, strict=True)):
-        for matrix in update.chunk(count):
+    for index, (update, count) in enumerate(zip(updates, parts, strict=True)):
+        for matrix in whole(update).chunk(count):
             batches.setdefault(tuple(matrix.shape), []).append((index, matrix))
     steps: list[list[Tensor]] = [[] for _ in updates]
     for shape, batch in batches.items():
         scaled = orthogonalised(torch.stack([matrix for _, matrix in batch])) * (0.2 * math.sqrt(max(shape)))
         for (index, _), step in zip(batch, scaled, strict=True):
             steps[index].append(step)
-    return [_laid_out(torch.cat(own), update) for own, update in zip(steps, updates, strict=True)]
-
-
-def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor that every rank has, as one rank holds it where `like` is sharded."""
-    if not isinstance(like, DTensor):
-        return tensor
-    everywhere = DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
-    return everywhere.redistribute(placements=like.placements)
+    return [placed(torch.cat(own), update) for own, update in zip(steps, updates, strict=True)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scratchlm.config import OptimConfig
+from scratchlm.training.muon import Muon
 from scratchlm.training.sharding import placed
 
 
@@ -66,8 +67,6 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     groups, betas = parameter_groups(model, config), (config.beta1, config.beta2)
     if config.name == "muon":
-        from scratchlm.training.muon import Muon  # torch's distributed tensors come with it
-
         return Muon(groups, config.momentum, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused)
 

@@ -22,7 +22,15 @@ from scratchlm.lora import size
 from scratchlm.model import State
 from scratchlm.tokenizers import Learning, Tokenizer
 from scratchlm.training.loggers import require_logger
-from scratchlm.training.material import are_pairs, as_pairs, read_parallel, read_text, resolve, training_batches
+from scratchlm.training.material import (
+    PreparedMaterial,
+    are_pairs,
+    as_pairs,
+    read_material,
+    resolve,
+    training_batches,
+    with_prepared,
+)
 from scratchlm.training.sharding import check_shares
 from scratchlm.training.step import Training
 
@@ -89,12 +97,12 @@ def create_run(
         raise InputError(f"{base[0].path} has a tokenizer for each side of pairs, and the data are a text; give pairs")
     asked_size = (settings.get("model") or {}).get("vocab_size")
     known = {"model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}, "pairs": are_pairs(settings)}
-    config = resolve(make_config({**settings, **known}))
+    config = resolve(make_config(with_prepared({**settings, **known}, folder, base is not None)))
     device, _ = runtime.choose_device(config.device)
     require_logger(config.logger)
     check_shares(config, max(processes, launched().size))
 
-    material = read_parallel(config) if config.pairs else read_text(config)
+    material = read_material(config)
     tokenizer = follow(material.learn_tokenizer(config)) if base is None else base[0].tokenizer()
     if base is None and asked_size not in (None, tokenizer.vocab_size):
         raise InputError(
@@ -110,16 +118,20 @@ def create_run(
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     asked = config
     check_memory(config)
-    tokens = material.tokenize(tokenizer, config)
+    data: Mapping[str, Tokens | Pairs]
+    if isinstance(material, PreparedMaterial):
+        tokens, data = {}, material.splits(tokenizer, config)
+    else:
+        tokens = material.tokenize(tokenizer, config)
+        data = {name: as_pairs(ids, tokenizer) if config.pairs else Tokens.of(ids) for name, ids in tokens.items()}
 
     if fit_seconds is not None:
-        train, scored = (
-            as_pairs(tokens[name], tokenizer) if config.pairs else Tokens.of(tokens[name])
-            for name in ("train", "validation")
-        )
-        config = fit_steps(config, train, scored, fit_seconds, device)
+        config = fit_steps(config, data["train"], data["validation"], fit_seconds, device)
     with new_folder(folder) as beside:
-        checksum = write_shards(beside / "data", tokens, tokenizer)
+        if isinstance(material, PreparedMaterial):
+            checksum = material.prepared.checksum
+        else:
+            checksum = write_shards(beside / "data", tokens, tokenizer)
         tokenizer.save(beside / "tokenizer.json")
         RunFolder(beside).write_config(config, checksum, "" if base is None else base[1].sha256)
         write_json(beside / "manifest.json", {"argv": sys.argv, "seed": config.seed, "versions": runtime.versions()})

@@ -1,5 +1,6 @@
 """A model in pieces: blocks whose activations are computed again, and tensors shared out among processes (FSDP2)."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -54,22 +55,35 @@ def share_out(model: LanguageModel, device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     parts = cast(list[FSDPModule], [fully_shard(piece, mesh=mesh) for piece in pieces(model)])
-    begin = model.initial_state
+    in_blocks = {id(parameter) for piece in pieces(model) for parameter in piece.parameters()}
+    rest = [name for name, parameter in model.named_parameters() if id(parameter) not in in_blocks]
+    # it warns of views that are changed in place, which no model here does
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    # what is in no block stays whole from forward to the end of backward: the read-out, which is called in between and
+    # for each of several chunks, is no forward of its own then, which would gather and reduce each time
+    fully_shard(model, mesh=mesh, reshard_after_forward=False)
+    begin, asked = model.initial_state, [] if model.takes_source else parts
 
-    def initial_state(*arguments: Any, **named: Any) -> State:
-        """It asks the layers inside the blocks what their memory is like, and not the blocks."""
-        for part in parts:
+    def in_whole_blocks(*arguments: Any, **named: Any) -> State:
+        """It asks the layers inside the blocks what their memory is like, and not the blocks; but for an encoder's."""
+        for part in asked:
             part.unshard()
         try:
             return begin(*arguments, **named)
         finally:
-            for part in parts:
+            for part in asked:
                 part.reshard()
 
+    model.initial_state = in_whole_blocks  # type: ignore[method-assign]
+    register_fsdp_forward_method(model, "initial_state")  # it reads parameters before forward
+    before_forward = model.initial_state
+
+    def initial_state(*arguments: Any, **named: Any) -> State:
+        """A forward of its own where the model is in pieces, but not inside of forward, whose end would be missed."""
+        whole_already = bool(rest) and not is_shared_out(model.get_parameter(rest[0]))
+        return (in_whole_blocks if whole_already else before_forward)(*arguments, **named)
+
     model.initial_state = initial_state  # type: ignore[method-assign]
-    fully_shard(model, mesh=mesh)
-    for method in ("readout", "initial_state"):  # they read parameters outside of forward
-        register_fsdp_forward_method(model, method)
 
 
 def is_shared_out(tensor: Tensor) -> TypeGuard["DTensor"]:

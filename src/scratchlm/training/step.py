@@ -6,6 +6,7 @@ wrong gradients in silence.
 
 import math
 import time
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from scratchlm.flops import peak_flops, training_flops
 from scratchlm.model import LanguageModel, State
 from scratchlm.training.optim import make_optimizer
 from scratchlm.training.sharding import recompute_activations, share_out, whole
+
+LEAST_SCALE = 2.0**-14  # the least normal number of fp16; a run that can be saved needs 1 or more
 
 
 def smoothed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
@@ -137,10 +140,12 @@ class Training:
         if example is not None and config.compile != "off":
             self._compile(config.compile, example.part(0, self.parts))
         if world.size > 1 and not self.sharded:
-            self.step = DistributedDataParallel(self.step, broadcast_buffers=False, gradient_as_bucket_view=True)
+            with warnings.catch_warnings():  # torch 2.13 has another name for the first of these, 2.6 has not
+                warnings.simplefilter("ignore", FutureWarning)
+                self.step = DistributedDataParallel(self.step, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _utilisation(self, example: Batch) -> float | None:
-        peak = peak_flops(runtime.device_name(self.device), runtime.precision_name(self.dtype))
+        peak = peak_flops(runtime.device_name(self.device), self.precision)
         if peak is None:
             return None
         return training_flops(self.model, example) / example.tokens.numel() / (peak * self.world.size)
@@ -184,6 +189,15 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss, smoothed = self.world.sum(totals) / targets
         return Updated(loss, smoothed, norm.where(norm.isfinite(), 0) if self.scaler.is_enabled() else norm)
+
+    @property
+    def precision(self) -> str:
+        """What products are computed in."""
+        return runtime.precision_name(self.dtype)
+
+    def is_lost(self) -> bool:
+        """Whether gradients overflow in fp16 however little they are scaled, so that each update is left out."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
