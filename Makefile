@@ -31,16 +31,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 
-# NANOGPT names a clone of nanoGPT to be measured against
+# NANOGPT names a clone of nanoGPT to be measured against; the README's tables come of the first two lines
 bench: setup
-	$(if $(NANOGPT),$(BIN)/python benchmarks/nanogpt_step.py $(NANOGPT))
-	$(BIN)/python benchmarks/cached_generation.py
+	$(BIN)/scratchlm bench --thorough --out benchmarks/results $(if $(NANOGPT),--nanogpt $(NANOGPT))
+	$(BIN)/python benchmarks/readme.py
 	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/saving.py
-	$(BIN)/python benchmarks/bpe.py
 	$(BIN)/python benchmarks/recurrence.py
-	$(BIN)/python benchmarks/cnn.py
-	$(BIN)/python benchmarks/transformer_step.py
 	$(BIN)/python benchmarks/backpack.py
 	$(BIN)/python benchmarks/import_memory.py
 	$(BIN)/python benchmarks/lora_step.py

@@ -3,8 +3,8 @@
     python benchmarks/recurrence.py [--threads 1] [--repeats 30] [--json]
 
 One layer as wide as its input, float32, gradients of the input, the first hidden vector and all weights. The plain loop
-calls the cell once a step, both products in it, and leaves the rest to autograd. Then a whole model: the time of a
-token at position 4,000 against position 10. Warm-up is out of the times.
+calls the cell once a step, both products in it, and leaves the rest to autograd. Warm-up is out of the times. Whole
+models, in training and in generation, are in `scratchlm bench`.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import time
 import torch
 from torch import nn
 
-from scratchlm.models import MODELS
 from scratchlm.models.gru import GatedRecurrentUnit
 from scratchlm.models.lstm import LongShortTermMemory
 from scratchlm.models.rnn import Elman
@@ -70,17 +69,6 @@ def layer_times(layer, reference, shape, repeats):
     }
 
 
-@torch.inference_mode()
-def token_times(name, repeats):
-    """Milliseconds for one token, late and early in a text."""
-    model = MODELS[name](MODELS[name].Config(vocab_size=65)).eval()
-    _, early = model(torch.zeros(1, 10, dtype=torch.int64), model.initial_state(1))
-    _, late = model(torch.zeros(1, 4000, dtype=torch.int64), model.initial_state(1))
-    token = torch.zeros(1, 1, dtype=torch.int64)
-    times = interleaved({"10": lambda: model(token, early), "4000": lambda: model(token, late)}, 20 * repeats)
-    return {position: round(statistics.median(values) * 1e3, 3) for position, values in times.items()}
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=1)
@@ -90,18 +78,16 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    result = {"threads": options.threads, "layers": {}, "ms_per_token_at_position": {}}
+    result = {"threads": options.threads, "layers": {}}
     for name in [options.only] if options.only else LAYERS:
         repeats = [max(3, options.repeats * SIZE // (t * b * h)) for t, b, h in SHAPES]
         result["layers"][name] = [layer_times(*LAYERS[name], *case) for case in zip(SHAPES, repeats, strict=True)]
-        result["ms_per_token_at_position"][name] = token_times(name, options.repeats)
     if options.json:
         print(json.dumps(result))
         return
     for name, rows in result["layers"].items():
         for row in rows:
             print(name, row)
-        print(name, "ms for a token at position:", result["ms_per_token_at_position"][name])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import urllib.error
 from itertools import accumulate, pairwise
 
@@ -17,7 +18,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scratchlm.data import corpora, shards
+from scratchlm.data import batches, corpora, shards
 from scratchlm.data.batches import IGNORED, Batch, CarriedStreams, TrainingWindows, evaluation_batches
 from scratchlm.data.shards import Tokens, dtype_for, encode_documents, read_shards, split_documents, write_shards
 from scratchlm.data.text import read_documents
@@ -338,6 +339,19 @@ def test_only_mapped_tokens_need_their_files_later(tmp_path):
         mapped.windows(np.array([1]), 3)
 
 
+def test_only_shards_that_are_looked_into_are_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 10)
+    write_shards(tmp_path / "data", {"train": np.arange(100, dtype=np.uint16)}, ByteTokenizer())
+    paths = sorted((tmp_path / "data").glob("*.npy"))
+    tokens = Tokens(paths, [10] * 10, in_memory_bytes=0)
+    for path in (paths[0], paths[4], *paths[6:]):
+        path.unlink()
+    assert tokens.windows(np.array([12, 35, 17]), 5).tolist() == [[*range(12, 17)], [*range(35, 40)], [*range(17, 22)]]
+    assert tokens.take(np.array([[55, 12]])).tolist() == [[55, 12]]
+    with pytest.raises(FileNotFoundError):
+        tokens.windows(np.array([38]), 5)
+
+
 def edit(change):
     """A damage to the manifest."""
 
@@ -455,6 +469,82 @@ def test_the_order_stays_what_it_was():
     windows = TrainingWindows(counted(100), 10, 5, seed=1337)
     starts = [windows.batch(step).tokens[:, 0].tolist() for step in range(3)]
     assert starts == [[15, 35, 45, 55, 85], [65, 25, 75, 5, 48], [38, 68, 18, 58, 78]]
+
+
+@pytest.fixture
+def never_sorted(monkeypatch):
+    """The order of an epoch as it is where its windows are too many to be sorted."""
+    monkeypatch.setattr(batches, "SORTED", 0)
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 2**40))
+def test_an_order_that_is_not_sorted_has_each_place_once(count, seed, epoch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "SORTED", 0)
+        order = batches.places_in_order(seed, epoch, count, np.arange(count))
+        assert order.dtype == np.int64
+        assert sorted(order.tolist()) == list(range(count))
+        some = np.random.default_rng(0).integers(0, count, 5)
+        assert np.array_equal(batches.places_in_order(seed, epoch, count, some), order[some]), "whatever else is asked"
+
+
+@pytest.mark.parametrize("count", [(1 << 16) - 1, 1 << 16, (1 << 16) + 1])
+def test_an_order_that_is_not_sorted_looks_random(count, never_sorted):
+    """Chi-square of 16 x 16 cells: turn and place, neighbours, two epochs, last bits; and what shuffling would give."""
+    cells = 255  # degrees of freedom at the most: one random order in a thousand is beyond 330
+    for seed in range(3):
+        order, turns = batches.places_in_order(seed, 0, count, np.arange(count)), np.arange(count)
+        other = batches.places_in_order(seed, 1, count, np.arange(count))
+        for one, two in [(turns, order), (order[:-1], order[1:]), (order, other), (order % 16, turns % 16)]:
+            found, _, _ = np.histogram2d(one, two, bins=16)
+            chi_square = ((found - len(one) / 256) ** 2).sum() / (len(one) / 256)
+            assert 150 < chi_square < cells + 75
+        assert np.abs(order - turns).mean() / count == pytest.approx(1 / 3, abs=0.01), "of a random order a third"
+        assert (order == turns).sum() < 10, "of a random order one"
+        assert (np.diff(order) > 0).mean() == pytest.approx(1 / 2, abs=0.01)
+
+
+def test_an_order_of_billions_stays_what_it_was():
+    turns = np.array([0, 1, 2, 4_999_999_999])
+    assert batches.places_in_order(1337, 0, 5_000_000_000, turns).tolist() == [
+        4341601202,
+        2448073167,
+        2990307487,
+        329299733,
+    ]
+    assert batches.places_in_order(1337, 1, (1 << 22) + 1, np.array([0, 1, 2, 1 << 22])).tolist() == [
+        1927404,
+        1562308,
+        2603941,
+        3637575,
+    ]
+
+
+def test_batches_of_ten_trillion_tokens_take_no_memory():
+    class Endless(Tokens):
+        def __init__(self):
+            super().__init__([], [])
+            self.asked = []
+
+        def __len__(self):
+            return 10**13
+
+        def windows(self, starts, length):
+            self.asked.append(starts)
+            return np.zeros((len(starts), length), np.int64)
+
+    tokens = Endless()
+    windows = TrainingWindows(tokens, 2048, 512, seed=1)
+    tracemalloc.start()
+    for step in (0, 1, windows.count // 512, 3 * windows.count // 512):  # the last two span two epochs
+        assert windows.batch(step).tokens.shape == (512, 2048)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 50 << 20, "a batch is 8 MB"
+    starts = np.concatenate(tokens.asked)
+    assert len(set(starts.tolist())) == len(starts)
+    assert starts.min() >= 0
+    assert starts.max() + 2049 <= 10**13
 
 
 @pytest.mark.parametrize(("length", "window"), [(11, 4), (5, 4), (2, 1), (8, 4)])

@@ -33,6 +33,10 @@ ALLOWED = {
     "evaluation": {"data", "distribution", "model", "errors", "generation"},
     "translation": {"beams", "data", "errors", "model", "tokenizers"},
     "flops": {"data", "evaluation", "model"},
+    "bench": {
+        "bench", "config", "data", "errors", "evaluation", "files", "flops", "generation", "inspect", "model",
+        "models", "runtime", "tokenizers", "training",
+    },
     "config": {"models", "errors"},
     "checkpoint": {"checkpoint", "config", "data", "errors", "files", "lora", "model", "models", "tokenizers"},
     "interop": {

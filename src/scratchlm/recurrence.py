@@ -8,7 +8,6 @@ Letters in shapes: T new tokens, B batch, D dim, H hidden_dim, I width of a laye
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
@@ -74,20 +73,21 @@ class Recurrence(Recordable, ABC):
         return (zeros,) * len(self.vectors)
 
     def forward(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:  # (T, B, I) -> (T, B, H)
-        if self.listener is not None:
-            return self.plain(x, memory, self.listener)
+        if self.listener is not None or (len(x) == 1 and not torch.is_grad_enabled()):  # fast prepares more than a step
+            return self.plain(x, memory)
         if torch.compiler.is_compiling():  # a graph would hold each step; a decorator would load the compiler, 1.4 s
             return torch.compiler.disable(self.fast)(x, memory)
         return self.fast(x, memory)
 
-    def plain(self, x: Tensor, memory: Memory, listener: Callable[[str, Tensor], None]) -> tuple[Tensor, Memory]:
+    def plain(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """The loop as it is written in books, which `fast` equals; autograd differentiates it."""
         steps = [memory]
         for projected in self.input(x).unbind(0):
             steps.append(self.step(projected, steps[-1]))
         states = [torch.stack(vectors)[1:] for vectors in zip(*steps, strict=True)]  # (T, B, H) each
         for name, vectors in zip(self.vectors, states, strict=True):
-            listener(name, vectors.transpose(0, 1))
+            if self.listener is not None:
+                self.listener(name, vectors.transpose(0, 1))
         return states[0], steps[-1]
 
     def fast(self, x: Tensor, memory: Memory) -> tuple[Tensor, Memory]:

@@ -129,17 +129,22 @@ def loss_rows(vocab_size: int, device: torch.device) -> int:
 
 
 def compiled(
-    module: nn.Module, mode: str, trial: Callable[[nn.Module], None], agree: Callable[[bool], bool] = bool
+    module: nn.Module,
+    mode: str,
+    trial: Callable[[nn.Module], None],
+    agree: Callable[[bool], bool] = bool,
+    shapes_vary: bool = False,
 ) -> tuple[nn.Module, str]:
     """The module, compiled if `mode` says so, and what became of it in words.
 
     `trial` runs what it is given, forward and back, which is when compilation happens. `auto` takes the module as it
-    is where that fails. `agree`: whether it failed in any of the processes, which take the same way.
+    is where that fails. `agree`: whether it failed in any of the processes, which take the same way. `shapes_vary`:
+    compile for tensors of any size at once, and not first for those that come first.
     Raises InputError where it fails and `mode` is on.
     """
     if mode == "off":
         return module, "not compiled"
-    candidate, reason = cast(nn.Module, torch.compile(module)), ""
+    candidate, reason = cast(nn.Module, torch.compile(module, dynamic=shapes_vary or None)), ""
     try:
         trial(candidate)
     except Exception as error:  # whatever a compiler, or the lack of one, raises

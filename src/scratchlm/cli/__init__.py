@@ -29,6 +29,7 @@ COMMANDS = {
     "data": "List, show and fetch corpora.",
     "tokenizer": "Train tokenizers, use them, look into them, carry them to other libraries.",
     "presets": "List and show presets.",
+    "bench": "Measure this machine, and our speed on it against other libraries.",
     "doctor": "Show this machine as scratchlm sees it, and what it would choose.",
 }
 GROUPS = ("data", "inspect", "presets", "tokenizer")  # commands that have commands

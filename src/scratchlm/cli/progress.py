@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from scratchlm.checkpoint import RunFolder, load
-from scratchlm.distribution import joined, launch, launched
+from scratchlm.distribution import RESTARTS, joined, launch, launched
 from scratchlm.errors import InputError
 from scratchlm.generation import Sampling, stream
 from scratchlm.models import MODELS
@@ -85,6 +85,8 @@ def _take_part(run: RunFolder, steps: int | None) -> int:
 
 
 def _lead(run: RunFolder, steps: int | None) -> int:
+    if (again := os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) != "0":
+        say(f"a process died, and all go on from the newest checkpoint (time {again} of {RESTARTS} at most)")
     logger = open_logger(run.config().logger, run.path)
     view = View(run)
     try:

@@ -137,14 +137,11 @@ def survey(number: int, source: Source, stretch: int, cuts: str | None, errors: 
     start = first_cut(source, stretch * PIECE, (stretch + 1) * PIECE, cuts)
     if start is None:
         return None
-    end = None
+    end, low = None, (stretch + 1) * PIECE
     while end is None and stretch * PIECE - start <= LONGEST:
         stretch += 1
-        end = (
-            first_cut(source, stretch * PIECE, (stretch + 1) * PIECE, cuts)
-            if stretch < source.stretches
-            else source.size
-        )
+        is_last = stretch >= source.stretches
+        end = source.size if is_last else first_cut(source, stretch * PIECE, (stretch + 1) * PIECE, cuts)
     if end is None or end - start > LONGEST:
         remedy = (
             "a line is a document here, so make more and shorter ones of it"
@@ -152,8 +149,8 @@ def survey(number: int, source: Source, stretch: int, cuts: str | None, errors: 
             else "break its lines, or choose a tokenizer that cuts a text anywhere, such as --tokenizer byte"
         )
         raise InputError(
-            f"{source.path} has more than {LONGEST >> 20} MB without a place to be cut, from byte {start:,} on, "
-            f"which is more than is held in memory at once; {remedy}"
+            f"{source.path} cannot be cut anywhere between byte {low:,} and byte {end or stretch * PIECE:,}, and more "
+            f"than {LONGEST >> 20} MB of it are not held in memory at once; {remedy}"
         )
     data = _read(source, start, end)
     texts = _texts(source, start, data, errors)

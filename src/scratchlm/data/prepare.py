@@ -40,7 +40,7 @@ from scratchlm.data.shards import (
     split_ends,
 )
 from scratchlm.data.text import Errors, no_text, text_files
-from scratchlm.data.workers import in_order
+from scratchlm.data.workers import Workers
 from scratchlm.errors import InputError
 from scratchlm.files import is_taken, read_json, write_json
 from scratchlm.tokenizers import BPETokenizer, Learning, Tokenizer
@@ -103,8 +103,7 @@ def prepare(
     Returns the manifest. The tokens are those that a run has which is given the same texts, splits and tokenizer.
     Raises InputError for what cannot be read, and for a folder that was begun with other settings or texts.
     """
-    if workers < 1:
-        raise InputError(f"the number of workers is {workers}; it must be at least 1")
+    processes = Workers(workers)
     given = [(path, [find_source(file) for file in _files(path)]) for path in paths]
     sources = [source for _, found in given for source in found]
     if not (folder / PLAN).is_file() and is_taken(folder):
@@ -113,9 +112,14 @@ def prepare(
     try:
         with FileLock(folder / ".lock", timeout=0):
             if not _is_whole(folder, {**how.settings(), "sources": [list(source) for source in sources]}):
-                yield from _prepare(given, sources, folder, how, workers)
+                with closing(processes):
+                    yield from _prepare(given, sources, folder, how, processes)
+            for file in (PIECES, JOURNAL):
+                (folder / file).unlink(missing_ok=True)
     except Timeout as error:
         raise InputError(f"another process is preparing {folder}; wait for it, or stop it") from error
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error}; mend that, and the same command goes on") from error
     return read_json(folder / MANIFEST)
 
 
@@ -208,7 +212,7 @@ class _Encoded(NamedTuple):
 
 
 def _prepare(
-    given: list[tuple[str, list[Source]]], sources: list[Source], folder: Path, how: Preparation, workers: int
+    given: list[tuple[str, list[Source]]], sources: list[Source], folder: Path, how: Preparation, workers: Workers
 ) -> Generator[Learning, None, None]:
     yield from _survey(sources, folder / PIECES, how, workers)
     characters, holding = 0, set()
@@ -226,11 +230,10 @@ def _prepare(
         _check_room(sources, characters, folder, how, tokenizer, writer)
         tasks = _tasks(sources, ends, folder, how, tokenizer)
         done = sum(part.take for task in itertools.islice(tasks, writer.stretches) for part in task.parts)
-        with closing(in_order(_encode, tasks, workers)) as encoded:
-            for one in encoded:
-                writer.write(one.split, one.ids, one.text_bytes, one.documents)
-                done += one.characters
-                yield Learning(stage="characters encoded", done=done, total=characters)
+        for one in workers.in_order(_encode, tasks):
+            writer.write(one.split, one.ids, one.text_bytes, one.documents)
+            done += one.characters
+            yield Learning(stage="characters encoded", done=done, total=characters)
         writer.finish()
     manifest = {
         "dtype": str(dtype_for(tokenizer.vocab_size)),
@@ -243,8 +246,6 @@ def _prepare(
         "sources": [source.path for source in sources],
     }
     write_json(folder / MANIFEST, manifest)
-    for file in (PIECES, JOURNAL):
-        (folder / file).unlink()
 
 
 # Reading
@@ -255,7 +256,7 @@ def _survey_some(task: tuple[list[tuple[int, Source, int]], str | None, Errors])
     return [survey(number, source, stretch, cuts, errors) for number, source, stretch in stretches]
 
 
-def _survey(sources: list[Source], path: Path, how: Preparation, workers: int) -> Generator[Learning, None, None]:
+def _survey(sources: list[Source], path: Path, how: Preparation, workers: Workers) -> Generator[Learning, None, None]:
     """Write the pieces of the sources into a file, a record for each stretch, or those that it lacks."""
     path.touch()
     whole = itertools.takewhile(lambda record: record[-1] == _checksum(list(record[:-1])), _records(path))
@@ -266,10 +267,10 @@ def _survey(sources: list[Source], path: Path, how: Preparation, workers: int) -
         (some, how.cuts, how.errors) for some in _grouped((one, min(cutting.PIECE, one[1].size)) for one in stretches)
     )
     total = sum(source.size for source in sources)
-    with path.open("r+b") as file, closing(in_order(_survey_some, tasks, workers)) as found:
+    with path.open("r+b") as file:
         file.truncate(known * _RECORD.size)
         file.seek(0, os.SEEK_END)
-        for some in found:
+        for some in workers.in_order(_survey_some, tasks):
             for piece in some:
                 numbers = list(piece or _NO_PIECE)
                 file.write(_RECORD.pack(*numbers, _checksum(numbers)))
@@ -307,7 +308,7 @@ def _documents(chosen: Iterable[Part], sources: list[Source], errors: Errors) ->
 
 
 def _tokenizer(
-    sources: list[Source], ends: list[int], folder: Path, how: Preparation, workers: int
+    sources: list[Source], ends: list[int], folder: Path, how: Preparation, workers: Workers
 ) -> Generator[Learning, None, Tokenizer]:
     """The folder's tokenizer, trained as a run trains it, if it is not there yet."""
     path, kind = folder / TOKENIZER, how.tokenizer
@@ -322,8 +323,9 @@ def _tokenizer(
         seen = (part for split, part in parts(_pieces(folder / PIECES), sources, shown) if split == 0)
         texts = _documents(seen, sources, how.errors)
         if kind == "bpe":
+            workers.close()  # its training starts processes of its own
             tokenizer = yield from BPETokenizer.learn(
-                texts, documents=several, vocab_size=how.vocab_size, workers=workers
+                texts, documents=several, vocab_size=how.vocab_size, workers=workers.count
             )
         else:
             tokenizer = Tokenizer.kinds[kind].train(itertools.chain.from_iterable(texts), documents=several)

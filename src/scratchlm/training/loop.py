@@ -182,7 +182,7 @@ class _Trainer:
 
     def diverged(self, step: int, loss: float, lr: float, grad_norm: float) -> DivergenceError:
         """The error that ends the run, with what can still be used."""
-        return DivergenceError(step, loss, lr, grad_norm, self._saved_step)
+        return DivergenceError(step, loss, lr, grad_norm, self._saved_step, self.training.precision)
 
     def update(self) -> None:
         """One optimizer step on the global batch."""
@@ -196,7 +196,7 @@ class _Trainer:
         self._unread.append((at.step, lr, updated))
 
     def read_losses(self) -> None:
-        """Fetch losses from the device. Raises DivergenceError at the first that is no number."""
+        """Fetch losses from the device. Raises DivergenceError at the first that is no number, or where fp16 fails."""
         unread, self._unread = self._unread, []
         for step, lr, updated in unread:
             told = {name: value.item() for name, value in updated._asdict().items()}
@@ -204,6 +204,8 @@ class _Trainer:
             if not all(map(math.isfinite, self._newest)):
                 raise self.diverged(step, *self._newest)
             self.at.pending.append({"lr": lr, **told})
+        if unread and self.training.is_lost():
+            raise self.diverged(self.at.step, *self._newest[:2], math.inf)
 
     def start_clock(self) -> None:
         """From here on time counts as training: what was done before, or by whoever reads the records, does not."""
@@ -240,7 +242,7 @@ class _Trainer:
             config=self.config,
             device=str(self.device),
             processes=self.world.size,
-            precision=runtime.precision_name(self.training.dtype),
+            precision=self.training.precision,
             compilation=self.training.compilation,
             utilisation=self.training.utilisation,
             parameters=self.size.parameters,

@@ -112,11 +112,12 @@ Record = Started | Progress | Evaluated | Sampled | Saved | PassedOver | Ended
 class DivergenceError(Exception):
     """The loss or its gradient is no longer a number."""
 
-    def __init__(self, step: int, loss: float, lr: float, grad_norm: float, good: int | None) -> None:
+    def __init__(self, step: int, loss: float, lr: float, grad_norm: float, good: int | None, precision: str) -> None:
         kept = "no checkpoint was taken before" if good is None else f"the checkpoint of step {good} is kept"
+        exact = "" if precision == "float32" else ", or exact products (--precision fp32)"
         super().__init__(
-            f"the run diverged at step {step}: loss {loss}, learning rate {lr:.3g}, gradient norm {grad_norm:.3g}; "
-            f"{kept}. Try a lower rate (--optim.lr {lr / 3:.1g}), a longer warm-up (--optim.warmup), or clipping "
-            "(--optim.grad-clip 1)"
+            f"the run diverged at step {step} in {precision}: loss {loss}, learning rate {lr:.3g}, gradient norm "
+            f"{grad_norm:.3g}; {kept}. Try a lower rate (--optim.lr {lr / 3:.1g}), a longer warm-up (--optim.warmup), "
+            f"or clipping (--optim.grad-clip 1){exact}"
         )
         self.step, self.loss, self.lr, self.grad_norm = step, loss, lr, grad_norm

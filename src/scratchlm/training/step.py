@@ -25,6 +25,8 @@ from scratchlm.model import LanguageModel, State
 from scratchlm.training.optim import make_optimizer
 from scratchlm.training.sharding import recompute_activations, share_out, whole
 
+LEAST_SCALE = 2.0**-14  # the least normal number of fp16; a run that can be saved needs 1 or more
+
 
 def smoothed_loss(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """The loss against smoothed targets, and the plain negative log-likelihood, both summed. Units: nats.
@@ -136,26 +138,26 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.compilation = ""  # what became of it, in words
         if example is not None and config.compile != "off":
-            self._compile(config.compile, example.part(0, self.parts))
+            self._compile(config.compile, example.part(0, self.parts), config.pairs)
         if world.size > 1 and not self.sharded:
             with warnings.catch_warnings():  # torch 2.13 has another name for the first of these, 2.6 has not
                 warnings.simplefilter("ignore", FutureWarning)
                 self.step = DistributedDataParallel(self.step, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _utilisation(self, example: Batch) -> float | None:
-        peak = peak_flops(runtime.device_name(self.device), runtime.precision_name(self.dtype))
+        peak = peak_flops(runtime.device_name(self.device), self.precision)
         if peak is None:
             return None
         return training_flops(self.model, example) / example.tokens.numel() / (peak * self.world.size)
 
-    def _compile(self, mode: str, example: Batch) -> None:
+    def _compile(self, mode: str, example: Batch, shapes_vary: bool) -> None:
         def trial(step: nn.Module) -> None:
             with self.autocast():
                 lowered, _, _ = step(example.to(self.device), None)
             self.scaler.scale(lowered).backward()
 
         drawn, start = runtime.random_state(), time.perf_counter()
-        self.step, words = runtime.compiled(self.step, mode, trial, self.world.any)
+        self.step, words = runtime.compiled(self.step, mode, trial, self.world.any, shapes_vary)
         self.model.zero_grad(set_to_none=True)
         runtime.set_random_state(drawn)
         self.compilation = f"{words} ({time.perf_counter() - start:.0f} s)"
@@ -187,6 +189,15 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         loss, smoothed = self.world.sum(totals) / targets
         return Updated(loss, smoothed, norm.where(norm.isfinite(), 0) if self.scaler.is_enabled() else norm)
+
+    @property
+    def precision(self) -> str:
+        """What products are computed in."""
+        return runtime.precision_name(self.dtype)
+
+    def is_lost(self) -> bool:
+        """Whether gradients overflow in fp16 however little they are scaled, so that each update is left out."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() < LEAST_SCALE
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
