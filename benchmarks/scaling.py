@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from scratchlm.distribution import RESTARTS, WAITED
+from scratchlm.distribution import RESTARTS
 from scratchlm.models.gpt import GPTConfig
 from scratchlm.runtime import LOGITS_SHARE
 
@@ -134,7 +134,9 @@ def step_here(run, measured):
     host = known["step_host_seconds"] + run["accumulate"] * shape.depth * known["block_host_seconds"]
     sizes = collective_bytes(shape, gpus, setting, run["accumulate"])
     rates = (links[f"{name}_bytes_per_second"] for name in ("reduce", "gather", "scatter"))
-    sent = (passes * (gpus - 1) / gpus * size / rate for passes, size, rate in zip((2, 1, 1), sizes, rates, strict=True))
+    sent = (
+        passes * (gpus - 1) / gpus * size / rate for passes, size, rate in zip((2, 1, 1), sizes, rates, strict=True)
+    )
     return (
         tokens * per_token_flops(shape, setting.recompute) / (known["share"] * run["rate"])
         + tokens * shape.vocab_size * known["logit_seconds"]
@@ -261,7 +263,10 @@ def checked_table(measured):
         pairs = [(expected, run["core_seconds"]), (sum(sizes) / 1e6, sum(run["collectives"].values()) / 1e6)]
         pairs += [(12 * shape.parameters / (run["processes"] if setting.shard else 1) / 1e6, run["held"] / 1e6)]
         pairs += [(kept / 1e6, sum(run["kept"]) / 1e6)]
-        cells = [f"{short(b)}" if a is None else f"{short(a)}, {short(b)} ({a / b - 1:+.0%})" if b else "0, 0" for a, b in pairs]
+        cells = [
+            f"{short(b)}" if a is None else f"{short(a)}, {short(b)} ({a / b - 1:+.0%})" if b else "0, 0"
+            for a, b in pairs
+        ]
         rows.append([name, *cells])
     return table(["run", "core seconds", "MB in collectives", "MB of weights, moments", "MB kept"], rows)
 
@@ -281,6 +286,7 @@ def kept_here(shape, setting, tokens, kept, precision):
 def memory_table(gpu, kept):
     rows = []
     for size, (shape, _) in SHAPES.items():
+
         def held(gpus, setting=Setting(), what="weights, gradients, moments"):
             return short(memory(shape, gpus, setting, 1, kept, int(gpu["memory"]))[what] / 1e9)  # noqa: B023
 

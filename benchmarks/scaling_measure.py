@@ -27,7 +27,6 @@ import time
 import warnings
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -38,7 +37,6 @@ import torch.nn.functional as F
 from saving import SHAPES
 from saving import measure as saved
 from scaling import FILE, per_token_flops
-
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -76,7 +74,9 @@ CHECKED = {  # processes and what they do -> shape, windows in a batch, settings
     "2 processes, 14M, FSDP2, checkpoint_activations": (MIDDLE, 4, {"shard": True, "checkpoint_activations": True}),
     "2 processes, 14M, FSDP2, bf16": (MIDDLE, 4, {"shard": True, "precision": "bf16"}),
     "2 processes, 14M, FSDP2, bf16, checkpoint_activations": (
-        MIDDLE, 4, {"shard": True, "precision": "bf16", "checkpoint_activations": True},
+        MIDDLE,
+        4,
+        {"shard": True, "precision": "bf16", "checkpoint_activations": True},
     ),
 }
 
