@@ -17,7 +17,7 @@ from scratchlm.distribution import RESTARTS, joined, launch, launched
 from scratchlm.errors import InputError
 from scratchlm.generation import Sampling, stream
 from scratchlm.models import MODELS
-from scratchlm.runtime import choose_device
+from scratchlm.runtime import check_devices, choose_device
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training.loggers import open_logger
 from scratchlm.training.loop import SAMPLE_TEMPERATURE, train
@@ -40,6 +40,7 @@ def say(text: str) -> None:
 def follow(run: RunFolder, steps: int | None = None, nproc: int | None = None) -> int:
     """Train the run and show it, in so many processes of this machine. Returns the exit code."""
     if nproc is not None and nproc > 1:
+        check_devices(run.config().device, nproc)
         extended = [] if steps is None else ["--steps", str(steps)]
         base = [] if run.moved_base is None else ["--base", str(run.moved_base)]
         return launch(nproc, ["resume", str(run.path), *extended, *base])
