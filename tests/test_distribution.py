@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -222,8 +223,7 @@ def damage(run):
 
 @contextlib.contextmanager
 def narrow(run):
-    file = run.path / "config.json"
-    file.write_text(file.read_text(encoding="utf-8").replace('"batch_size": 6', '"batch_size": 1'), encoding="utf-8")
+    run.write_config(replace(run.config(), batch_size=1))
     yield
 
 

@@ -19,7 +19,7 @@ from scratchlm.generation import Sampling, stream
 from scratchlm.models import MODELS
 from scratchlm.runtime import check_devices, choose_device
 from scratchlm.tokenizers import whole_characters
-from scratchlm.training.loggers import open_logger
+from scratchlm.training.loggers import open_logger, require_logger
 from scratchlm.training.loop import SAMPLE_TEMPERATURE, train
 from scratchlm.training.records import DivergenceError, Ended, Evaluated, PassedOver, Record, Sampled, Started
 from scratchlm.training.records import Progress as Line
@@ -39,6 +39,9 @@ def say(text: str) -> None:
 
 def follow(run: RunFolder, steps: int | None = None, nproc: int | None = None) -> int:
     """Train the run and show it, in so many processes of this machine. Returns the exit code."""
+    # what the first process alone looks at is refused here, or others would wait for it
+    run.tokenizer()
+    require_logger(run.config().logger)
     if nproc is not None and nproc > 1:
         check_devices(run.config().device, nproc)
         extended = [] if steps is None else ["--steps", str(steps)]
