@@ -1,7 +1,7 @@
 """Seconds until tinyshakespeare's validation loss is where nanoGPT's CPU recipe ends, against nanoGPT's own steps.
 
     python benchmarks/speedrun.py NANOGPT_FOLDER [--preset speedrun] [--target 1.898] [--seed 1337] [--json]
-    python benchmarks/speedrun.py --ablation [--json]
+    python benchmarks/speedrun.py --ablation [--steps N] [--json]
 
 NANOGPT_FOLDER is a clone of github.com/karpathy/nanoGPT. Its model and optimizer are timed before and after our run,
 and 2,000 of its steps are what its recipe takes. Ours is a whole training run of the product, evaluated 30 times on all
@@ -16,6 +16,7 @@ import importlib.util
 import io
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -100,17 +101,17 @@ def race(options, folder):
 
 
 def ablation(options, folder):
-    """Validation loss and milliseconds a step of the preset without each of its tricks."""
+    """Validation loss and milliseconds a step of the preset without each of its tricks, told as they come."""
     preset = {"arch": "llama", **preset_settings("llama", options.preset), "data": DATA, "seed": options.seed}
+    steps = options.steps or preset["steps"]
     table = {}
     for number, (name, change) in enumerate(ABLATION.items()):
-        base = {**preset, "model": {}} if change.get("arch") else preset
-        line = train(merge(base, change), folder / str(number))[-1]
-        table[name] = {
-            "val_loss": round(line["val_loss"], 4),
-            "ms_per_step": round(line["seconds"] / line["step"] * 1e3, 1),
-        }
-    return table
+        base = {**preset, "model": {}} if "arch" in change else preset
+        line = train(merge(base, change, {"steps": steps, "eval_every": steps}), folder / str(number))[-1]
+        milliseconds = line["seconds"] / line["step"] * 1e3
+        print(f"{name}: {line['val_loss']:.4f} nats, {milliseconds:.1f} ms a step", file=sys.stderr, flush=True)
+        table[name] = {"val_loss": round(line["val_loss"], 4), "ms_per_step": round(milliseconds, 1)}
+    return {"steps": steps, **table}
 
 
 def main():
@@ -120,6 +121,7 @@ def main():
     parser.add_argument("--target", type=float, default=1.898)
     parser.add_argument("--seed", type=int, default=1337)
     parser.add_argument("--ablation", action="store_true")
+    parser.add_argument("--steps", type=int, help="of each run of the ablation; as many as the preset's without it")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if not options.ablation and options.nanogpt is None:

@@ -384,7 +384,7 @@ Llama.presets = {
         "optim": {"lr": 3e-3, "min_lr": 3e-4, "warmup": 100, "beta2": 0.99},
     },
     "speedrun": _speedrun(165, 32, 0.016, 100.0, context=64, dim=64, depth=2, heads=4, kv_heads=4, hidden_dim=256),
-    "speedrun-5min": _speedrun(2000, 8, 0.006, 1e3, context=256, dim=128, depth=4, heads=4, kv_heads=4, hidden_dim=512),
+    "speedrun-5min": _speedrun(1800, 8, 0.006, 1e3, context=256, dim=128, depth=4, heads=4, kv_heads=4, hidden_dim=512),
     "speedrun-gpu": _speedrun(
         1500, 64, 0.004, 1e3, context=256, dim=384, depth=6, heads=6, kv_heads=6, hidden_dim=1536, dropout=0.2
     ),
