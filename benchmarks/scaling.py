@@ -161,11 +161,11 @@ def host_table(gpu):
         rows.append([
             size, f"{3 * weights:.1f}", f"{seconds:.0f}", f"{seconds / 3:.1f} %",
             f"{1e3 * 3 * weights / WAITED.total_seconds():.0f}", intervals, f"{model.restart(shape, gpu):.0f}",
-            f"{node * weights:,.0f}, {node * 4 * weights:,.0f}",
+            f"{node * weights:,.0f}",
             f"{1e3 * model.muon_flops(shape) / (gpu['peak'] * sum(gpu['share']) / 2):,.0f}",
         ])  # fmt: skip
-    return table(["model", "GB saved", "s to save", "of 5 minutes", "MB/s or the others give up",
-                  "best minutes between: 8, 64, 1,024 GPUs", "s to restart", "host GB of a node: start, resume",
+    return table(["model", "GB saved, gathered by rank 0", "s to save", "of 5 minutes", "MB/s or the others give up",
+                  "best minutes between: 8, 64, 1,024 GPUs", "s to restart", "host GB of a node at the start",
                   "Muon, ms a step"], rows)  # fmt: skip
 
 

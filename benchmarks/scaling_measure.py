@@ -245,7 +245,13 @@ def _joined(rank, function, processes, folder, given):
 
 
 def _agreement(world):
-    return median_seconds(lambda: world.any(False), 300, clock=time.perf_counter)
+    """Of many the fastest tenth's: whoever has no core makes all of a ring wait, and on its own node each has one."""
+    times = []
+    for _ in range(500):
+        start = time.perf_counter()
+        world.any(False)
+        times.append(time.perf_counter() - start)
+    return statistics.quantiles(times, n=10)[0]
 
 
 def _collectives(_):

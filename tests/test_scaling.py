@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from scratchlm.checkpoint.weights import _Undrawn
+from scratchlm.checkpoint.weights import meta_model
+from scratchlm.config import RunConfig
 from scratchlm.data.batches import Batch
 from scratchlm.flops import training_flops
-from scratchlm.models.gpt import GPT, GPTConfig
+from scratchlm.models.gpt import GPTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import scaling
@@ -39,8 +40,7 @@ def test_coefficients_of_ones_own_stand_over_those_assumed():
 @pytest.mark.parametrize("size", list(SHAPES))
 def test_operations_are_those_counted(size):
     shape = replace(SHAPES[size][0], depth=2)
-    with torch.device("meta"), _Undrawn():
-        model = GPT(shape)
+    model = meta_model(RunConfig(arch="gpt", model=shape))
     tokens = torch.zeros(1, shape.context, dtype=torch.int64)
     counted = training_flops(model, Batch(tokens, tokens)) / shape.context
     assert scaling_model.per_token_flops(shape) == pytest.approx(counted, rel=2e-3)
