@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from runs import SETTINGS, die_once, metrics_without_clock, same_end
 from scratchlm import checkpoint, evaluation
+from scratchlm.cli import main
 from scratchlm.config import OptimConfig
 from scratchlm.data.batches import Batch, CarriedStreams, TrainingWindows
 from scratchlm.data.shards import Tokens
@@ -486,3 +487,18 @@ def test_what_cannot_be_carried_is_refused(new_run, toy_registered, tmp_path, se
     with pytest.raises(InputError, match=message):
         new_run(**settings)
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "text.txt"}
+
+
+def test_a_run_goes_on_computed_in_another_way(new_run):
+    """What is computed stays; a refused change leaves the settings as they were."""
+    run, untouched = new_run(steps=8), new_run(steps=8)
+    list(loop.train(untouched))
+    die_once(run, "update", 5)
+    assert main(["resume", str(run.path), "--accumulate", "99"]) == 2
+    assert run.config() == untouched.config()
+    changed = ["--accumulate", "2", "--checkpoint-activations", "--loss-rows", "7", "--device", "cpu"]
+    assert main(["resume", str(run.path), *changed]) == 0
+    config = run.config()
+    assert (config.accumulate, config.checkpoint_activations, config.loss_rows) == (2, True, 7)
+    for line, expected in zip(run.metrics(), untouched.metrics(), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
