@@ -491,7 +491,8 @@ def test_what_cannot_be_carried_is_refused(new_run, toy_registered, tmp_path, se
 
 def test_a_run_goes_on_computed_in_another_way(new_run):
     """What is computed stays; a refused change leaves the settings as they were."""
-    run, untouched = new_run(steps=8), new_run(steps=8)
+    exact = {**SETTINGS["model"], "dropout": 0.0}
+    run, untouched = new_run(steps=8, model=exact), new_run(steps=8, model=exact)
     list(loop.train(untouched))
     die_once(run, "update", 5)
     assert main(["resume", str(run.path), "--accumulate", "99"]) == 2
