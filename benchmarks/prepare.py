@@ -10,6 +10,7 @@ data prepare; starting, reading and writing are not in its time, and all of them
 import multiprocessing
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,13 @@ def write_text(path: Path, size: int) -> None:
             done += file.write("".join(lines)[: size - done])
 
 
-def encode(path: str, share: int, shares: int, tokenizer_path: str, barrier) -> None:
+def cpu_seconds() -> float:
+    """What all processes have taken that this one started and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def encode(path: str, share: int, shares: int, tokenizer_path: str, barrier, cpu) -> None:
     tokenizer = tokenizers.load(tokenizer_path)
     size = Path(path).stat().st_size // shares
     with Path(path).open("rb") as file:
@@ -39,15 +46,17 @@ def encode(path: str, share: int, shares: int, tokenizer_path: str, barrier) -> 
         text = file.read(size).decode("utf-8", "ignore")
     tokenizer.encode_array(text[: 1 << 17])  # what is compiled is loaded
     barrier.wait()
-    for start in range(0, len(text), PIECE):
-        tokenizer.encode_array(text[start : start + PIECE])
+    start = time.process_time()
+    for at in range(0, len(text), PIECE):
+        tokenizer.encode_array(text[at : at + PIECE])
+    cpu[share] = time.process_time() - start
     barrier.wait()
 
 
-def alone(path: Path, workers: int, tokenizer: Path) -> float:
-    barrier = CONTEXT.Barrier(workers + 1)
+def alone(path: Path, workers: int, tokenizer: Path) -> tuple[float, float]:
+    barrier, cpu = CONTEXT.Barrier(workers + 1), CONTEXT.Array("d", workers)
     processes = [
-        CONTEXT.Process(target=encode, args=(str(path), share, workers, str(tokenizer), barrier))
+        CONTEXT.Process(target=encode, args=(str(path), share, workers, str(tokenizer), barrier, cpu))
         for share in range(workers)
     ]
     for process in processes:
@@ -58,7 +67,7 @@ def alone(path: Path, workers: int, tokenizer: Path) -> float:
     seconds = time.perf_counter() - start
     for process in processes:
         process.join()
-    return seconds
+    return seconds, sum(cpu)
 
 
 def resident(pid: int) -> float:
@@ -75,15 +84,15 @@ def resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6 + sum(map(resident, children))
 
 
-def prepare(path: Path, workers: int, tokenizer: Path, out: Path) -> tuple[float, float]:
+def prepare(path: Path, workers: int, tokenizer: Path, out: Path) -> tuple[float, float, float]:
     command = ["data", "prepare", path, "--out", out, "--tokenizer", tokenizer, "--workers", workers]
-    start, most = time.perf_counter(), 0.0
+    start, used, most = time.perf_counter(), cpu_seconds(), 0.0
     process = subprocess.Popen([sys.executable, "-m", "scratchlm", *map(str, command)], stdout=subprocess.DEVNULL)
     while process.poll() is None:
         most = max(most, resident(process.pid))
         time.sleep(0.1)
     assert process.returncode == 0
-    return time.perf_counter() - start, most
+    return time.perf_counter() - start, cpu_seconds() - used, most
 
 
 def main(megabytes: int = 100, workers: int = os.cpu_count() or 1, tokenizer: Path | None = None) -> None:
@@ -93,12 +102,13 @@ def main(megabytes: int = 100, workers: int = os.cpu_count() or 1, tokenizer: Pa
         if tokenizer is None:
             tokenizer = Path(root) / "tokenizer.json"
             tokenizers.BPETokenizer.train([corpora.get("shakespeare")], vocab_size=4096, documents=True).save(tokenizer)
-        before = alone(path, workers, tokenizer)
-        seconds, most = prepare(path, workers, tokenizer, Path(root) / "shards")
-        after = alone(path, workers, tokenizer)
+        before, cpu_before = alone(path, workers, tokenizer)
+        seconds, cpu, most = prepare(path, workers, tokenizer, Path(root) / "shards")
+        after, cpu_after = alone(path, workers, tokenizer)
     print(f"{megabytes:,} MB, {workers} processes; the tokenizer alone {before:.1f} s before and {after:.1f} s after")
-    ratio = (before + after) / 2 / seconds
+    ratio, of_cpu = (before + after) / 2 / seconds, (cpu_before + cpu_after) / 2 / cpu
     print(f"data prepare {seconds:.1f} s, {megabytes / seconds:.1f} MB/s, {ratio:.2f} of the tokenizer; {most:,.0f} MB")
+    print(f"CPU seconds, which other work disturbs less: {(cpu_before + cpu_after) / 2:.1f}, {cpu:.1f}, {of_cpu:.2f}")
 
 
 if __name__ == "__main__":

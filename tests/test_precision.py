@@ -278,3 +278,73 @@ def test_activations_that_are_computed_again_are_the_same(name):
         assert torch.equal(told[1][1][key], gradient), key
     if name != "bigram":
         assert kept_bytes(TrainingStep(again), batch) < kept_bytes(TrainingStep(plain), batch)
+
+
+# --- compilation ------------------------------------------------------------------------------------------------------
+
+
+def compiled_training(config, batches):
+    torch.manual_seed(0)
+    return Training(MODELS[config.arch](config.model), config, CPU, example=batches.part(0, 0, 1)[0])
+
+
+def check_compiled(arch):
+    """Six updates of batches of several shapes are those of an eager training; the random state stays."""
+    config = settings(arch)
+    batches = training_batches(config, data(arch))
+    eager = compiled_training(config, batches)
+    before = torch.get_rng_state()
+    training = compiled_training(dataclasses.replace(config, compile="on"), batches)
+    assert training.compilation.startswith("compiled (")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert training.model.state_dict().keys() == eager.model.state_dict().keys(), "no name has a prefix"
+    for step in range(6):
+        part = batches.part(step, 0, 1)
+        one, two = eager.update(*part, [None]), training.update(*part, [None])
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("arch", ["gpt", pytest.param("transformer", marks=pytest.mark.slow)])
+def test_a_traced_step_equals_an_eager_one(monkeypatch, fresh_compiler, arch):
+    """All that a compiler does but for making machine code: one graph, of pairs another where there is but one pair."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    assert check_compiled(arch) <= (1 if arch == "gpt" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", list(MODELS))
+def test_a_compiled_step_equals_an_eager_one(fresh_compiler, arch):
+    check_compiled(arch)
+
+
+def without_a_compiler(module, dynamic):
+    class Fails(torch.nn.Module):
+        def forward(self, *_):
+            raise RuntimeError("\n  C++ compile error: no compiler is here\nand much more")
+
+    return Fails()
+
+
+def test_auto_goes_on_where_nothing_compiles(new_run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    run, plain = new_run(compile="auto"), new_run()
+    started, *_ = list(loop.train(run))
+    assert "C++ compile error: no compiler is here" in started.compilation
+    assert "\n" not in started.compilation
+    list(loop.train(plain))
+    same_end(run, plain)
+
+
+def test_on_is_refused_where_nothing_compiles(new_run, monkeypatch):
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    with pytest.raises(InputError, match=r"no compiler is here.*--compile auto or off"):
+        list(loop.train(new_run(compile="on")))

@@ -358,7 +358,7 @@ def test_a_power_cut_that_takes_the_open_shard_costs_that_shard(how, calls, kill
         killed(tmp_path / "shards", journal.ShardWriter, "write", calls)
     damaged(tmp_path / "shards", how)
     with (tmp_path / "shards" / "journal").open("ab") as file:
-        file.write(b'{"split": 0, "tok')
+        file.write(b"\0\0\n" if calls == 3 else b'{"split": 0, "tok')
     killed(tmp_path / "shards")
     assert files(tmp_path / "shards") == files(tmp_path / "straight")
 
@@ -704,17 +704,15 @@ def test_training_on_two_gigabytes_takes_no_more_memory_at_the_end_than_at_the_s
     """Ten shards of 100 million tokens, written without a text; random windows of all of them, while a model trains."""
     prepared_folder(here / "shards", shards=10, shard_tokens=100_000_000)
     script = """
-import sys
 from pathlib import Path
-from scratchlm.training.setup import create_run
-from scratchlm.training.loop import _Trainer
 from runs import SETTINGS
-model = {**SETTINGS["model"], "dim": 8, "depth": 1}
-run, _ = create_run({**SETTINGS, "data": "shards", "batch_size": 256, "model": model}, Path("run"))
-trainer = _Trainer(run, run.config())
-for step in range(601):
-    trainer.update()
-    if step % 100 == 0:
+from scratchlm.training.loop import train
+from scratchlm.training.records import Progress
+from scratchlm.training.setup import create_run
+changed = {"model": {**SETTINGS["model"], "dim": 8, "depth": 1}, "steps": 600, "eval_every": 600, "log_every": 100}
+run, _ = create_run({**SETTINGS, **changed, "data": "shards", "batch_size": 256}, Path("run"))
+for record in train(run):
+    if isinstance(record, Progress):
         print(int(Path("/proc/self/statm").read_text().split()[1]) * 4096 // 1_000_000)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -722,7 +720,8 @@ for step in range(601):
     assert done.returncode == 0, done.stderr
     found = list(map(int, done.stdout.split()))
     print(f"MB each hundred steps: {found}")
-    assert max(found[1:]) - found[1] < 20, "153,600 random windows touch 600 MB of the shards"
+    assert len(found) == 6
+    assert max(found) - found[0] < 30, "153,600 random windows touch 600 MB of the shards"
 
 
 def prepared_folder(folder, shards, shard_tokens):

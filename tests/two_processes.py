@@ -127,13 +127,13 @@ def equals_one_process(world, arch, shard, way):
     assert texts[0] == texts[1]
 
 
-def names(archs):
+def names(archs, ways=tuple(WAYS)):
     """The checks that compare with one process, for these architectures."""
     return [
         f"{arch}-{'fsdp' if shard else 'ddp'}-{way}"
         for arch in archs
         for shard in (False, True)
-        for way in WAYS
+        for way in ways
         if way != "carried" or not hasattr(MODELS[arch].Config.tiny(), "context")
         if way != "lora" or arch != "bigram"  # which has no matrix to be adapted
     ]
@@ -207,7 +207,14 @@ def resumes_the_same(world, folder, **changed):
         same_end(stopped, straight)
 
 
+def reference(world, folder):
+    """The run of two processes that nobody stopped, for those that are killed."""
+    run = new_run(world, folder, "run", steps=300, eval_every=20, log_every=5, keep=3, optim=SETTINGS["optim"])
+    list(loop.train(run))
+
+
 RUNS = {
+    "reference": reference,
     "elsewhere": partial(resumes_elsewhere, **DRY),
     "elsewhere-carried": partial(resumes_elsewhere, **CARRYING),
     "same-ddp": resumes_the_same,

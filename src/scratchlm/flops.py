@@ -5,8 +5,7 @@ device's peak. So neither what is computed twice to save memory nor what a kerne
 """
 
 import re
-import statistics
-import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -78,31 +77,15 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     return None
 
 
-def product_rates(device: torch.device, precision: str, repeats: int, size: int | None = None) -> list[float]:
-    """Operations per second of a product of two square matrices, `repeats` times.
+def square_product(device: torch.device, precision: str, size: int | None = None) -> tuple[Callable[[], Tensor], int]:
+    """A product of two square matrices, and its operations.
 
     `size`: their width; without it 1024, on an accelerator 8192. Precision tf32 is the caller's to switch on.
     """
     size = size or (1024 if device.type == "cpu" else 8192)
     draws = torch.Generator(device).manual_seed(0)  # of its own: a run's stream goes on undisturbed
     one, other = (torch.randn(size, size, generator=draws, device=device).to(DTYPES[precision]) for _ in range(2))
-    rates = []
-    for repeat in range(repeats + 2):  # two warm up
-        synchronize(device)
-        start = time.perf_counter()
-        torch.mm(one, other)
-        synchronize(device)
-        if repeat >= 2:
-            rates.append(2 * size**3 / (time.perf_counter() - start))
-    return rates
-
-
-def measured_peak(device: torch.device, precision: str) -> float:
-    """The rate of large products on this machine, for a device whose peak is not published: the CPU's.
-
-    Units: operations per second. It takes about half a second.
-    """
-    return statistics.median(product_rates(device, precision, repeats=15))
+    return lambda: torch.mm(one, other), 2 * size**3
 
 
 def synchronize(device: torch.device) -> None:

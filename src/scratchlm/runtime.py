@@ -64,6 +64,16 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     return torch.device(name), f"{name}: asked for"
 
 
+def check_devices(name: str, processes: int) -> None:
+    """Raises InputError where `choose_device` would take CUDA, and there is no device for each of so many processes."""
+    there = torch.cuda.device_count()
+    if name in ("auto", "cuda") and cuda_works() and processes > there:
+        raise InputError(
+            f"{processes} processes need as many CUDA devices, and this machine has {there}; start fewer, or use "
+            "--device cpu"
+        )
+
+
 def _own_cuda_device() -> torch.device:
     """The one of this process, of several that torchrun started on this machine."""
     own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
@@ -129,17 +139,22 @@ def loss_rows(vocab_size: int, device: torch.device) -> int:
 
 
 def compiled(
-    module: nn.Module, mode: str, trial: Callable[[nn.Module], None], agree: Callable[[bool], bool] = bool
+    module: nn.Module,
+    mode: str,
+    trial: Callable[[nn.Module], None],
+    agree: Callable[[bool], bool] = bool,
+    shapes_vary: bool = False,
 ) -> tuple[nn.Module, str]:
     """The module, compiled if `mode` says so, and what became of it in words.
 
     `trial` runs what it is given, forward and back, which is when compilation happens. `auto` takes the module as it
-    is where that fails. `agree`: whether it failed in any of the processes, which take the same way.
+    is where that fails. `agree`: whether it failed in any of the processes, which take the same way. `shapes_vary`:
+    compile for tensors of any size at once, and not first for those that come first.
     Raises InputError where it fails and `mode` is on.
     """
     if mode == "off":
         return module, "not compiled"
-    candidate, reason = cast(nn.Module, torch.compile(module)), ""
+    candidate, reason = cast(nn.Module, torch.compile(module, dynamic=shapes_vary or None)), ""
     try:
         trial(candidate)
     except Exception as error:  # whatever a compiler, or the lack of one, raises

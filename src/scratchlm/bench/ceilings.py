@@ -8,7 +8,7 @@ import torch
 
 from scratchlm import runtime
 from scratchlm.bench.measure import Row, Setting, in_turns, row
-from scratchlm.flops import peak_flops, product_rates
+from scratchlm.flops import peak_flops, square_product
 
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 31, "mps": 1 << 29}  # bytes, far beyond any cache
 
@@ -38,11 +38,12 @@ def rows(setting: Setting) -> Iterator[Row]:
     """A row for each precision, with its share of the published peak where that is known, and one for copies."""
     for precision in precisions(setting.device):
         with _tensor_cores(precision == "tf32"):
-            rates = product_rates(setting.device, precision, setting.repeats)
+            product, operations = square_product(setting.device, precision)
+            seconds = in_turns({"product": product}, setting)["product"]
         peak = peak_flops(setting.device_name, precision)
         here = row(
             replace(setting, precision=precision), "ceilings", f"matrix product, {precision}",
-            [rate / 1e9 for rate in rates], "GFLOP/s",
+            [operations / 1e9 / one for one in seconds], "GFLOP/s",
         )  # fmt: skip
         yield here if peak is None else replace(here, figures={"share_of_peak": here.ours * 1e9 / peak})
     source = torch.empty(COPIED[setting.device.type], dtype=torch.uint8, device=setting.device).fill_(1)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from scratchlm import runtime
-from scratchlm.flops import measured_peak, peak_flops, synchronize
+from scratchlm.flops import peak_flops, synchronize
 
 OURS = "scratchlm"
 SAME_LOSS = 1e-4  # by which share losses of the same weights may differ, as rounding makes them
@@ -55,9 +55,9 @@ class Setting:
         return runtime.autocast(self.device, dtype)
 
     @functools.cached_property
-    def peak(self) -> float:
-        """The device's published peak; where none is known the rate of its products, measured once. Units: FLOP/s."""
-        return peak_flops(self.device_name, self.precision) or measured_peak(self.device, self.precision)
+    def peak(self) -> float | None:
+        """The device's published peak, if it is known. Units: FLOP/s."""
+        return peak_flops(self.device_name, self.precision)
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
 """Training steps of every architecture: forward, backward, clipping, optimizer; against others on the same batch."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +23,13 @@ from scratchlm.bench.measure import (
 )
 from scratchlm.config import OptimConfig, RunConfig
 from scratchlm.data.batches import Batch
-from scratchlm.flops import mfu, training_flops
+from scratchlm.flops import mfu, square_product, training_flops
 from scratchlm.model import LanguageModel
 from scratchlm.training.step import Training
 
 SAME_TRAINING = 1e-2  # after a few steps losses may differ so much: AdamW's first ones follow each gradient's sign
 FEW = 3
+PRODUCT = "a product of matrices"
 
 
 def training_step(
@@ -39,7 +40,11 @@ def training_step(
     And what it goes through, which knows whether it is compiled.
     """
     compile_ = case.compile or setting.compile
-    shared: dict[str, Any] = {"precision": setting.precision, "compile": compile_, "optim": case.optim}
+    shared: dict[str, Any] = {
+        "precision": case.precision or setting.precision,
+        "compile": compile_,
+        "optim": case.optim,
+    }
     config = RunConfig(arch=case.arch, model=model.config, **shared)
     training = Training(model, config, setting.device, example=batch)
     targets = batch.target_count
@@ -86,18 +91,30 @@ def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
     trials = {peer.name: attempt(peer, lambda peer=peer: _rivals(peer, case, batch, setting)) for peer in peers}
     steps = {name: trial.run for name, trial in trials.items() if trial.run is not None}
     step, training = training_step(model, case, batch, setting)
-    seconds = in_turns({OURS: step, **steps}, setting)
-    median, _ = spread(seconds[OURS])
-    figures = {"tokens_per_second": batch.target_count / median}
-    share = mfu(operations, median, setting.peak)
-    if operations and share is not None:
-        figures |= {"flops": float(operations), "peak": setting.peak, "mfu": share}
+    # a CPU's peak is what its products reach, and on a shared machine that changes from minute to minute
+    product, of_product = square_product(setting.device, case.precision or setting.precision)
+    ceiling = {PRODUCT: product} if setting.device.type == "cpu" else {}
+    seconds = in_turns({OURS: step, **steps, **ceiling}, setting)
+    figures = {"tokens_per_second": batch.target_count / spread(seconds[OURS])[0]}
+    if operations and not model.has_senses:  # which are computed once for each different token, so shapes say too much
+        peaks = [of_product / one for one in seconds[PRODUCT]] if ceiling else [setting.peak] * setting.repeats
+        figures |= _utilisation(operations, seconds[OURS], peaks)
     compiled = training.compilation.startswith("compiled")
-    what = f"training step: {case.title}{', compiled' if compiled else ''}"
+    ours = f"{', in bf16' if case.precision else ''}{', compiled' if compiled else ''}"
+    what = f"training step: {case.title}{ours}"
     for peer in peers or [None]:
         asked = case.asked.get(peer.name) if peer is not None else None
         known: dict[str, Any] = {"figures": figures, "asked": asked, "message": training.compilation or None}
         yield row_of(setting, "training", what, seconds, peer, trials, **known)
+
+
+def _utilisation(operations: int, seconds: Sequence[float], peaks: Sequence[float | None]) -> dict[str, float]:
+    """MFU, the median of rounds, and what it is made of; nothing where there is no peak."""
+    shares = [mfu(operations, one, peak) for one, peak in zip(seconds, peaks, strict=True)]
+    known = [share for share in shares if share is not None]
+    if not known:
+        return {}
+    return {"flops": float(operations), "peak": spread([peak for peak in peaks if peak])[0], "mfu": spread(known)[0]}
 
 
 def _rivals(peer: Any, case: Case, batch: Batch, setting: Setting) -> Callable[[], object]:
@@ -107,7 +124,7 @@ def _rivals(peer: Any, case: Case, batch: Batch, setting: Setting) -> Callable[[
     """
     rival = peer.rival(case.make(setting.device))
     if peer.equal:
-        exact, eager = replace(setting, precision="fp32", compile="off"), replace(case, compile=None)
+        exact, eager = replace(setting, precision="fp32", compile="off"), replace(case, compile=None, precision=None)
         ours, _ = training_step(case.make(setting.device), eager, batch, exact)
         check_same_training(ours, rivals_step(rival, case.optim, batch, exact))
     if setting.device.type == "cuda" and (case.compile or setting.compile) != "off":

@@ -37,43 +37,49 @@ class ShardWriter:
     def __init__(self, folder: Path, names: Sequence[str], dtype: np.dtype, shard_tokens: int) -> None:
         """Goes on where the folder's journal ends. Raises InputError where a shard of it is gone."""
         self._folder, self._names, self._dtype, self._shard_tokens = folder, names, dtype, shard_tokens
-        self._header, path = npy_header(dtype, 0), folder / JOURNAL
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            del lines[-1]
-        self._replay(lines)
+        self._header, self._journal = npy_header(dtype, 0), (folder / JOURNAL).open("a+b")
+        until, at_last_shard = self._replay()
         if self._open and not self._open_is_whole():
             # a power cut can take what the journal says is there: the open shard is made anew
-            del lines[max((at for at, line in enumerate(lines, 1) if b'"sha256"' in line), default=0) :]
-            self._replay(lines)
+            until, _ = self._replay(at_last_shard)
+        self._journal.truncate(until)
         for file in (shard["file"] for split in self.splits.values() for shard in split["shards"]):
             if not (folder / file).is_file():
                 raise InputError(f"{folder / file} was written and is gone; remove the folder {folder}, and begin anew")
-        path.write_bytes(b"".join(lines))
-        self._journal = path.open("ab")
         self._file: BinaryIO | None = None
         if self._open:
             self._file = self._open_path.open("r+b")
             self._file.truncate(len(self._header) + self._open * dtype.itemsize)
             self._file.seek(0, os.SEEK_END)
 
-    def _replay(self, lines: Sequence[bytes]) -> None:
+    def _replay(self, until: int | None = None) -> tuple[int, int]:
+        """Take the state that the journal has at this byte of it, or at its end.
+
+        Returns where its last whole line ends, and where that of the last shard does.
+        """
         self.stretches, self._split, self._whole, self._crc = 0, 0, 0, 0
         self.splits: dict[str, dict[str, Any]] = {
             name: {"tokens": 0, "bytes": 0, "documents": 0, "shards": []} for name in self._names
         }
-        for line in map(json.loads, lines):
-            split = line.pop("split")
+        at = at_last_shard = 0
+        self._journal.seek(0)
+        while at != until and (data := self._journal.readline()).endswith(b"\n"):
+            try:
+                line = json.loads(data)
+            except ValueError:  # what a power cut has left
+                break
+            at, split = at + len(data), line.pop("split")
             self._whole = self._whole if split == self._split else 0
             self._split, into = split, self.splits[self._names[split]]
             if "sha256" in line:
                 into["shards"].append(line)
-                self._whole, self._crc = self._whole + line["tokens"], 0
+                self._whole, self._crc, at_last_shard = self._whole + line["tokens"], 0, at
             else:
                 self._crc = line.pop("crc")
                 into |= {name: into[name] + count for name, count in line.items()}
                 self.stretches += 1
         self._open = max(self.splits[self._names[self._split]]["tokens"] - self._whole, 0)  # tokens of the open shard
+        return at, at_last_shard
 
     @property
     def _open_path(self) -> Path:

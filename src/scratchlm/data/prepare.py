@@ -114,6 +114,8 @@ def prepare(
             if not _is_whole(folder, {**how.settings(), "sources": [list(source) for source in sources]}):
                 with closing(processes):
                     yield from _prepare(given, sources, folder, how, processes)
+            for file in (PIECES, JOURNAL):
+                (folder / file).unlink(missing_ok=True)
     except Timeout as error:
         raise InputError(f"another process is preparing {folder}; wait for it, or stop it") from error
     except OSError as error:
@@ -244,8 +246,6 @@ def _prepare(
         "sources": [source.path for source in sources],
     }
     write_json(folder / MANIFEST, manifest)
-    for file in (PIECES, JOURNAL):
-        (folder / file).unlink()
 
 
 # Reading

@@ -361,11 +361,11 @@ def _published(lr: float, **model: object) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _speedrun(steps: int, batch_size: int, lr: float, **model: object) -> dict[str, object]:
+def _speedrun(steps: int, batch_size: int, lr: float, rope_base: float, **model: object) -> dict[str, object]:
     """What docs/speedrun.md measures: Muon at a rate that falls along a line; no warm-up, no decay, no clipping."""
     return {
         "steps": steps, "batch_size": batch_size, "eval_every": steps, "split": (0.9, 0.1, 0.0),
-        "model": {"mlp": "relu2", "qk_norm": True, "zero_output": True, "rope_base": 1000.0, **model},
+        "model": {"mlp": "relu2", "qk_norm": True, "zero_output": True, "rope_base": rope_base, **model},
         "optim": {
             "name": "muon", "lr": lr, "min_lr": 0.0, "schedule": "linear", "warmup": 0,
             "beta1": 0.8, "weight_decay": 0.0, "grad_clip": 0.0,
@@ -383,9 +383,11 @@ Llama.presets = {
         },
         "optim": {"lr": 3e-3, "min_lr": 3e-4, "warmup": 100, "beta2": 0.99},
     },
-    "speedrun": _speedrun(130, 32, 0.006, context=64, dim=128, depth=4, heads=2, kv_heads=2, hidden_dim=512),
-    "speedrun-5min": _speedrun(750, 16, 0.007, context=256, dim=160, depth=5, heads=5, kv_heads=5, hidden_dim=640),
-    "speedrun-gpu": _speedrun(1000, 64, 0.007, context=256, dim=384, depth=6, heads=6, kv_heads=6, hidden_dim=1536),
+    "speedrun": _speedrun(165, 32, 0.016, 100.0, context=64, dim=64, depth=2, heads=4, kv_heads=4, hidden_dim=256),
+    "speedrun-5min": _speedrun(1800, 8, 0.006, 1e3, context=256, dim=128, depth=4, heads=4, kv_heads=4, hidden_dim=512),
+    "speedrun-gpu": _speedrun(
+        1500, 64, 0.004, 1e3, context=256, dim=384, depth=6, heads=6, kv_heads=6, hidden_dim=1536, dropout=0.2
+    ),
     "llama-7b": _published(  # Touvron et al. 2023, table 2, and the released params.json
         3e-4, vocab_size=32_000, context=2048, kv_heads=32, hidden_dim=11_008, rope_base=10_000.0, norm_eps=1e-6
     ),

@@ -152,8 +152,7 @@ class KeysValues(nn.Module):
 
     def forward(self, x: Tensor) -> KV:
         """Shapes: (B, S, D) -> keys, values (B, H, S, K)."""
-        heads = self.key_value(x).unflatten(-1, (2, self.heads, -1))  # (B, S, 2, H, K)
-        keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, S, K)
+        keys, values = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return KV(keys, values)
 
 
@@ -319,8 +318,9 @@ class Transformer(LanguageModel):
             raise ValueError(f"the source has {rows} rows and {len(lengths)} lengths, the batch {batch_size} rows")
         if width > self.config.source_context:
             raise ValueError(f"the source context is {self.source_context} tokens, a source has {width}; shorten it")
-        # on an accelerator, looking at a value would wait for all of the work before it, at every training step
-        if lengths.device.type == "cpu" and rows and not 0 <= lengths.min() <= lengths.max() <= width:
+        # looking at a value would wait for an accelerator at every training step, and end a graph
+        known = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+        if known and rows and not 0 <= lengths.min() <= lengths.max() <= width:
             raise ValueError(f"source lengths go from {lengths.min()} to {lengths.max()}; the ids hold 0 to {width}")
         blocked = torch.arange(width, device=source.ids.device) >= lengths.to(source.ids.device)[:, None]  # (B, S)
         x = self.embed(source.ids)  # (B, S, D)
@@ -344,7 +344,8 @@ class Transformer(LanguageModel):
             )
         rows = state.source_rows
         blocked = state.blocked if rows is None else state.blocked.index_select(0, rows)
-        x, after = self.embed(tokens, at), list[KV]()  # (B, T, D)
+        x = self.embed(tokens, at)  # (B, T, D)
+        after: list[KV] = []
         for block, memory, source in zip(self.blocks, state.memories, state.sources, strict=True):
             if rows is not None:
                 source = KV(source.keys.index_select(0, rows), source.values.index_select(0, rows))  # noqa: PLW2901

@@ -297,7 +297,8 @@ class _Trainer:
             self._translated = translate_pairs(self.model, self.tokenizer, validation.select(some))
             quality = measure(self._translated, self.tokenizer)
         elif self.config.carry:
-            score = replace(score, carried_nats_per_token=carried_loss(self.model, validation))
+            with self.training.autocast():
+                score = replace(score, carried_nats_per_token=carried_loss(self.model, validation))
         self._score = score
         if at.best_loss is None or score.nats_per_token < at.best_loss:
             at.best_step, at.best_loss, at.worse = at.step, score.nats_per_token, 0

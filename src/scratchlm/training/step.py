@@ -138,7 +138,7 @@ class Training:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.compilation = ""  # what became of it, in words
         if example is not None and config.compile != "off":
-            self._compile(config.compile, example.part(0, self.parts))
+            self._compile(config.compile, example.part(0, self.parts), config.pairs)
         if world.size > 1 and not self.sharded:
             with warnings.catch_warnings():  # torch 2.13 has another name for the first of these, 2.6 has not
                 warnings.simplefilter("ignore", FutureWarning)
@@ -150,14 +150,14 @@ class Training:
             return None
         return training_flops(self.model, example) / example.tokens.numel() / (peak * self.world.size)
 
-    def _compile(self, mode: str, example: Batch) -> None:
+    def _compile(self, mode: str, example: Batch, shapes_vary: bool) -> None:
         def trial(step: nn.Module) -> None:
             with self.autocast():
                 lowered, _, _ = step(example.to(self.device), None)
             self.scaler.scale(lowered).backward()
 
         drawn, start = runtime.random_state(), time.perf_counter()
-        self.step, words = runtime.compiled(self.step, mode, trial, self.world.any)
+        self.step, words = runtime.compiled(self.step, mode, trial, self.world.any, shapes_vary)
         self.model.zero_grad(set_to_none=True)
         runtime.set_random_state(drawn)
         self.compilation = f"{words} ({time.perf_counter() - start:.0f} s)"
