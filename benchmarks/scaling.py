@@ -45,6 +45,7 @@ def measured_table(measured):
     models = "; ".join(
         f"{name} {one['flops_per_second'] / 1e9:.0f}, {one['mfu']:.2f}" for name, one in steps["models"].items()
     )
+    hops = ", ".join(f"{1e6 * seconds / (2 * int(n) - 2):.0f}" for n, seconds in agreed.items())
     rates = ", ".join(f"{measured['rates'][precision] / 1e9:.0f}" for precision in ("fp32", "bf16"))
     copies = f"{kept['bf16']['copies_per_matrix_parameter']:.1f} bytes of a matrix's parameter"
     linked = ", ".join(f"{links[f'{name}_bytes_per_second'] / 1e9:.2f}" for name in ("reduce", "gather", "scatter"))
@@ -66,8 +67,7 @@ def measured_table(measured):
         ["kept in bf16: copies of the weights", copies, "memory"],
         ["two processes over gloo on loopback: all-reduce, all-gather, reduce-scatter, of a process's time on a core",
          f"{linked} GB/s", "links"],
-        ["agreeing on one number: 2, 4, 8 processes", ", ".join(f"{1e3 * agreed[n]:.2f}" for n in ("2", "4", "8"))
-         + f" ms; {1e6 * links['hop_seconds']:.0f} us a hop", "links"],
+        ["agreeing on one number: a hop of 2 (n - 1), for 2, 4, 8 processes", f"{hops} us", "links"],
         ["saving a checkpoint of 1.5 GB, hashed and synced", f"{disk['save_bytes_per_second'] / 1e9:.2f} GB/s", "disk"],
         ["hashing a file", f"{disk['hash_bytes_per_second'] / 1e9:.2f} GB/s", "disk"],
         ["windows out of mapped shards", f"{disk['window_tokens_per_second'] / 1e6:.0f} M tokens/s", "disk"],
