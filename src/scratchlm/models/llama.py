@@ -376,7 +376,7 @@ def _speedrun(steps: int, batch_size: int, lr: float, rope_base: float, **model:
 Llama.fused = {"key_value": ("key", "value"), "gate_hidden": ("gate", "hidden")}
 Llama.presets = {
     "laptop": {  # about four minutes on two cores
-        "steps": 2000, "batch_size": 16, "eval_every": 500,
+        "steps": 3000, "batch_size": 16, "eval_every": 500,
         "model": {
             "context": 128, "dim": 128, "depth": 4, "heads": 4, "kv_heads": 2, "hidden_dim": 344,
             "rope_base": 10_000.0, "tied": True,
