@@ -184,10 +184,10 @@ def step(shape, gpus, setting, windows, accumulate, gpu, share):
 
 
 def evaluation(shape, gpus, tokens, gpu):
-    """Seconds in which a validation split is scored: a batch of it has rows for few processes, or for one."""
+    """Seconds in which a validation split is scored: of each batch every process has some rows."""
     rows = max(1, min(64, LOGITS_IN_MEMORY // (shape.context * shape.vocab_size)))
-    forward = -(-rows // gpus) * shape.context * per_token_flops(shape) / 3 / (gpu["peak"] * sum(gpu["share"]) / 2)
-    return tokens / (rows * shape.context) * max(forward, shape.depth * gpu["block_host_seconds"] / 3)
+    forward = rows * shape.context * per_token_flops(shape) / 3 / (gpu["peak"] * sum(gpu["share"]) / 2)
+    return tokens / (gpus * rows * shape.context) * max(forward, shape.depth * gpu["block_host_seconds"] / 3)
 
 
 def saving(shape, gpu):
