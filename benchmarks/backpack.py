@@ -23,12 +23,11 @@ import time
 
 import torch
 
-from scratchlm.config import OptimConfig
+from scratchlm.config import RunConfig
 from scratchlm.data.batches import Batch
 from scratchlm.models.backpack import Backpack, BackpackConfig, SenseSum
 from scratchlm.models.gpt import GPT
-from scratchlm.training.optim import make_optimizer
-from scratchlm.training.step import TrainingStep, update
+from scratchlm.training.step import Training
 
 VOCABULARY = {"laptop": 4096, "micro": 50264, "small": 50264}
 FORWARD = {"small": (1, 512, 1), "laptop": (1, 128, 20)}  # rows, tokens, rounds for each repeat: short ones are noisy
@@ -93,7 +92,7 @@ def megabytes_of_a_step(side, preset):
     if side == "naive":
         SenseSum.apply = naive_sum
     batch = Batch(words(preset, TRAINING[preset]), words(preset, TRAINING[preset]))
-    step, optimizer = TrainingStep(model), make_optimizer(model, OptimConfig())
+    training = Training(model, RunConfig(arch="backpack", model=config), torch.device("cpu"))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
@@ -104,10 +103,10 @@ def megabytes_of_a_step(side, preset):
         return tensor
 
     for _ in range(2):  # the first step makes AdamW's moments
-        update(step, optimizer, batch, [None], grad_clip=1.0)
+        training.update(batch, batch.target_count, [None])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = step(batch)[0]
+        loss = training.step(batch)[0]
     assert loss.requires_grad, "the graph still holds what was counted"
     return {
         "saved": sum(kept.values()) / 1e6,

@@ -31,12 +31,12 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from scratchlm.config import LoRAConfig, OptimConfig
+from scratchlm.config import LoRAConfig, OptimConfig, RunConfig
 from scratchlm.data.batches import Batch
 from scratchlm.lora import adapt, adaptations, trained_tensors
 from scratchlm.models.gpt import GPT, GPTConfig
 from scratchlm.training.optim import make_optimizer, optimizer_tensors
-from scratchlm.training.step import TrainingStep, update
+from scratchlm.training.step import Training
 
 SHAPE = {**GPT.presets["gpt2"]["model"], "dropout": 0.0}
 RANK, ALPHA, TOKENS, STEPS = 8, 16.0, 128, 3
@@ -54,12 +54,15 @@ def batch():
     return Batch(tokens[:, :-1], tokens[:, 1:])
 
 
+def training_of(model):
+    return Training(model.train(), RunConfig(arch="gpt", model=model.config, optim=OPTIM), torch.device("cpu"))
+
+
 def our_step(model):
-    step, optimizer, text = TrainingStep(model.train()), make_optimizer(model, OPTIM), batch()
+    training, text = training_of(model), batch()
 
     def run():
-        loss = update(step, optimizer, text, [None], grad_clip=1.0).loss
-        return loss.item()
+        return training.update(text, text.target_count, [None]).loss.item()
 
     return run
 
@@ -144,15 +147,17 @@ def megabytes_of_a_step(side):
     """What this process, which has done nothing else, takes."""
     model = adapted(PARTS) if side == "lora" else gpt()
     loaded = peak()
-    step, optimizer = TrainingStep(model), make_optimizer(model, OPTIM)
+    training, text = training_of(model), batch()
     for _ in range(STEPS):  # the first one makes AdamW's moments
-        update(step, optimizer, batch(), [None], grad_clip=1.0)
+        training.update(text, text.target_count, [None])
     whole = peak()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.safetensors"
         save_file(trained_tensors(model), file)
         saved = file.stat().st_size
-    state = sum(t.nbytes for name, t in optimizer_tensors(model, optimizer).items() if not name.endswith("|step"))
+    state = sum(
+        t.nbytes for name, t in optimizer_tensors(model, training.optimizer).items() if not name.endswith("|step")
+    )
     sizes = {"peak": whole, "above_the_loaded_model": whole - loaded, "optimizer": state, "file": saved}
     return {name: round(size / 1e6, 2) for name, size in sizes.items()}
 

@@ -1,4 +1,4 @@
-"""Write the tables of a benchmark, and where its chart is, into README.md, between its two markers.
+"""Write what a benchmark measured against others, and where its chart is, into README.md, between its two markers.
 
 scratchlm bench --thorough --out benchmarks/results
 python benchmarks/readme.py
@@ -20,7 +20,8 @@ def with_tables(page, results):
     before, _, rest = page.partition(BEGIN)
     _, found, after = rest.partition(END)
     assert found, f"the page needs these two lines, in this order:\n{BEGIN}{END}"
-    return f"{before}{BEGIN}\n{CHART}\n\n{table(results['rows'])}\n{END}{after}"
+    shown = [row for row in results["rows"] if row["contest"] or row["asked"]]
+    return f"{before}{BEGIN}\n{CHART}\n\n{table(shown)}\n{END}{after}"
 
 
 def main():

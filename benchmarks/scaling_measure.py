@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python benchmarks/scaling_measure.py rates steps memory links disk start
 
-One thread a process; medians. Seconds of what one or two processes compute are those that a process had a core for, since
-others may use the machine: on a quiet one they are the clock's. `load` says how many wanted a core meanwhile.
+One thread a process; medians. Seconds of what one or two processes compute are those that a process had a core for,
+since others may use the machine: on a quiet one they are the clock's. `load` says how many wanted a core meanwhile.
 
 rates   products of 1024 x 1024 matrices by precision, in operations per second
-steps   training steps of three GPTs: time of forward, backward and AdamW, share of the rate of products that they reach
-        (MFU); time that a block takes at hardly any width, which is the host's; an evaluation's share of a step
+steps   training steps of three GPTs: operations for each second of forward and backward, all over the rate of products
+        (MFU), AdamW; time that a block takes at hardly any width, which is the host's; an evaluation's share of a step
 memory  bytes that autograd keeps for the backward pass, for each token and block, by precision and with recomputation
 links   all-reduce, all-gather and reduce-scatter of two processes over gloo on loopback, by size
 disk    a checkpoint of 124M parameters saved, verified and read; windows read out of mapped shards
@@ -27,7 +27,6 @@ import time
 import warnings
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -37,8 +36,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from saving import SHAPES
 from saving import measure as saved
-from scaling import FILE, per_token_flops
-
+from scaling import FILE
+from scaling_model import per_token_flops
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -49,7 +48,7 @@ from scratchlm.data.shards import Tokens
 from scratchlm.distribution import ALONE, World
 from scratchlm.evaluation import evaluate, nll
 from scratchlm.files import file_sha256
-from scratchlm.flops import product_rates
+from scratchlm.flops import square_product
 from scratchlm.models.gpt import GPT, GPTConfig
 from scratchlm.runtime import PRECISIONS, autocast
 from scratchlm.training.sharding import local, recompute_activations
@@ -76,7 +75,9 @@ CHECKED = {  # processes and what they do -> shape, windows in a batch, settings
     "2 processes, 14M, FSDP2, checkpoint_activations": (MIDDLE, 4, {"shard": True, "checkpoint_activations": True}),
     "2 processes, 14M, FSDP2, bf16": (MIDDLE, 4, {"shard": True, "precision": "bf16"}),
     "2 processes, 14M, FSDP2, bf16, checkpoint_activations": (
-        MIDDLE, 4, {"shard": True, "precision": "bf16", "checkpoint_activations": True},
+        MIDDLE,
+        4,
+        {"shard": True, "precision": "bf16", "checkpoint_activations": True},
     ),
 }
 
@@ -100,8 +101,8 @@ def median_seconds(call, repeats, warm=2, clock=time.process_time):
 
 
 def product_rate(precision, repeats=20):
-    with mock.patch("time.perf_counter", time.process_time):
-        return statistics.median(product_rates(CPU, precision, repeats))
+    product, operations = square_product(CPU, precision)
+    return operations / median_seconds(product, repeats)
 
 
 def training(model, world=ALONE, **settings):
@@ -113,6 +114,7 @@ def rates():
 
 
 def steps():
+    rate = product_rate("fp32")
     logits = torch.randn(256, 50257, requires_grad=True)
     targets = torch.randint(50257, (256,))
     per_logit = median_seconds(lambda: nll(logits, targets).backward(), 5) / logits.numel()
@@ -125,7 +127,6 @@ def steps():
         whole = median_seconds(lambda: ready.update(given, tokens, [None]), repeats)  # noqa: B023
         update = optimizer_seconds(model, ready.optimizer, repeats)
         products = whole - update - per_logit * tokens * model.config.vocab_size
-        rate = product_rate("fp32")  # now, since what others do changes it
         scored = Tokens.of(given.tokens.flatten().numpy())
         lengths = torch.ones(model.config.vocab_size).numpy()
         score = median_seconds(lambda: evaluate(model, scored, lengths, model.context), repeats)  # noqa: B023
@@ -134,7 +135,7 @@ def steps():
             "tokens": tokens,
             "seconds": whole,
             "optimizer_seconds": update,
-            "share": flops / products / rate,
+            "flops_per_second": flops / products,
             "mfu": flops / whole / rate,
             "evaluation_of_step": score / (whole - update),
         }
@@ -144,7 +145,6 @@ def steps():
     per_parameter = [one["optimizer_seconds"] / one["parameters"] for one in found.values()]
     return {
         "models": found,
-        "share": statistics.median(one["share"] for one in found.values()),
         "optimizer_seconds_per_parameter": per_parameter[-1],
         "logit_seconds": per_logit,
         "evaluation_of_step": statistics.median(one["evaluation_of_step"] for one in found.values()),
@@ -189,7 +189,7 @@ def kept_bytes(forward, model):
 
 
 def blocks_kept(shape, precision, recomputed=False, kernel=True):
-    """`kept_bytes` of a GPT without its loss. `kernel`: attention is fused, as on a GPU; a CPU writes it out in bf16."""
+    """`kept_bytes` of a GPT without its loss. `kernel`: attention is fused, as on a GPU in bf16."""
     model = gpt(**shape)
     if recomputed:
         recompute_activations(model)
@@ -227,12 +227,36 @@ def memory():
     return result
 
 
-def _collectives(rank, place, out):
-    warnings.simplefilter("ignore", FutureWarning)  # of names that are newer than torch 2.6
+def spawned(function, processes, *given):
+    """What the first of so many processes returns."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_joined, (function, processes, folder, given), nprocs=processes)
+        return json.loads(Path(folder, "out").read_text(encoding="utf-8"))
+
+
+def _joined(rank, function, processes, folder, given):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    warnings.simplefilter("ignore")  # FutureWarning, of names that are newer than torch 2.6
+    dist.init_process_group("gloo", init_method=f"file://{folder}/place", rank=rank, world_size=processes)
+    found = function(World(rank, processes), *given)
+    if rank == 0:
+        Path(folder, "out").write_text(json.dumps(found), encoding="utf-8")
+    dist.destroy_process_group()
+
+
+def _agreement(world):
+    """Of many the fastest tenth's: whoever has no core makes all of a ring wait, and on its own node each has one."""
+    times = []
+    for _ in range(500):
+        start = time.perf_counter()
+        world.any(False)
+        times.append(time.perf_counter() - start)
+    return statistics.quantiles(times, n=10)[0]
+
+
+def _collectives(_):
     found = {"all_reduce": {}, "all_gather": {}, "reduce_scatter": {}}
-    for size in (4, 1 << 14, 1 << 18, MIB, 4 * MIB, 25 * MIB, 64 * MIB):
+    for size in (1 << 14, 1 << 18, MIB, 4 * MIB, 25 * MIB, 64 * MIB):
         whole = torch.zeros(max(1, size // 4))
         half = torch.ones(max(1, size // 8))
         both = torch.ones(2 * len(half))
@@ -242,18 +266,12 @@ def _collectives(rank, place, out):
             "reduce_scatter": lambda: dist.reduce_scatter_tensor(half, both),  # noqa: B023
         }
         for name, call in calls.items():
-            repeats, clock = (200, time.perf_counter) if size == 4 else (40 if size < MIB else 15, time.process_time)
-            found[name][size] = median_seconds(call, repeats, clock=clock)
-    if rank == 0:
-        Path(out).write_text(json.dumps(found), encoding="utf-8")
-    dist.destroy_process_group()
+            found[name][size] = median_seconds(call, 40 if size < MIB else 15)
+    return found
 
 
 def links():
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        torch.multiprocessing.spawn(_collectives, (f"{folder}/place", str(out)), nprocs=2)
-        times = json.loads(out.read_text(encoding="utf-8"))
+    times, agreed = spawned(_collectives, 2), {n: spawned(_agreement, n) for n in (2, 4, 8)}
     large, n = str(25 * MIB), 2
     # of a ring: all-reduce sends 2 (n - 1) / n of the bytes in 2 (n - 1) hops, the others half of both
     return {
@@ -261,7 +279,8 @@ def links():
         "reduce_bytes_per_second": 2 * (n - 1) / n * 25 * MIB / times["all_reduce"][large],
         "gather_bytes_per_second": (n - 1) / n * 25 * MIB / times["all_gather"][large],
         "scatter_bytes_per_second": (n - 1) / n * 25 * MIB / times["reduce_scatter"][large],
-        "hop_seconds": times["all_reduce"]["4"] / (2 * (n - 1)),
+        "agreement_seconds": agreed,
+        "hop_seconds": agreed[2] / (2 * (n - 1)),  # where each process has a core; more of them show the ring
     }
 
 
@@ -279,21 +298,16 @@ class Collectives(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _checked(rank, place, out, processes, names):
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    if processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=processes)
+def _checked(world, names):
     found = {}
     for name in names:
         shape, windows, settings = CHECKED[name]
         torch.manual_seed(0)
         model = gpt(**shape)
-        ready = training(model, World(rank, processes), batch_size=windows, **settings)
-        given, tokens = batch(model, windows // processes), windows * model.context
-        states, rate = [None] * ready.parts, product_rate("fp32", 10)
+        ready = training(model, world, batch_size=windows, **settings)
+        given, tokens = batch(model, windows // world.size), windows * model.context
+        states = [None] * ready.parts
         seconds = median_seconds(lambda: ready.update(given, tokens, states), 3, warm=1)  # noqa: B023
-        rate = (rate + product_rate("fp32", 10)) / 2
         with Collectives() as counted:
             ready.update(given, tokens, states)
         moments = [value for state in ready.optimizer.state.values() for value in state.values() if value.ndim]
@@ -305,21 +319,17 @@ def _checked(rank, place, out, processes, names):
         found[name] = {
             "shape": shape,
             "windows": windows,
-            "processes": processes,
+            "processes": world.size,
             "accumulate": ready.parts,
             "shard": ready.sharded,
             "recompute": settings.get("checkpoint_activations", False),
             "precision": settings.get("precision", "fp32"),
-            "rate": rate,
             "core_seconds": seconds,
             "collectives": dict(counted.bytes),
             "held": sum(local(tensor).nbytes for tensor in [*ready.parameters(), *moments]),
             "kept": kept_bytes(forward, model),
         }
-    if rank == 0:
-        Path(out).write_text(json.dumps(found), encoding="utf-8")
-    if processes > 1:
-        dist.destroy_process_group()
+    return found
 
 
 def checked(processes, precision="fp32"):
@@ -328,10 +338,7 @@ def checked(processes, precision="fp32"):
         for name in CHECKED
         if name.startswith(f"{processes} ") and CHECKED[name][2].get("precision", "fp32") == precision
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        torch.multiprocessing.spawn(_checked, (f"{folder}/place", str(out), processes, names), nprocs=processes)
-        return json.loads(out.read_text(encoding="utf-8"))
+    return {"runs": spawned(_checked, processes, names)}
 
 
 def alone():

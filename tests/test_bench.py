@@ -16,6 +16,7 @@ import torch
 from scratchlm_peers import Peer
 from scratchlm_peers.own import language_model
 
+from scratchlm import runtime
 from scratchlm.bench import GROUPS, ceilings, generation, measure, report, tokenizers, training
 from scratchlm.bench.cases import Case, cases, of_preset
 from scratchlm.bench.measure import OURS, Setting, Trial, in_turns, row, row_of, spread
@@ -217,8 +218,11 @@ def test_every_architecture_has_a_case_that_its_model_takes(device):
         assert case.tokens <= (model.context or case.tokens), case
         assert not [name for name in case.model if name.endswith("dropout") and case.model[name]]
     asked = [case for case in found if case.asked]
-    assert [(case.asked["nanoGPT"], case.compile) for case in asked] == (
-        [(0.75, "auto")] if device == "cpu" else [(1 / 1.1, None)]
+    own = [(0.75, None, "auto")]
+    if runtime.cpu_has_bf16():
+        own += [(0.75, "bf16", None), (0.75, "bf16", "auto")]
+    assert [(case.asked["nanoGPT"], case.precision, case.compile) for case in asked] == (
+        own if device == "cpu" else [(1 / 1.1, None, None)]
     )
     assert not MODELS["gpt"].Config(**asked[0].model).bias  # nanoGPT trains without
 

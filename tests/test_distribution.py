@@ -9,14 +9,17 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import two_processes
 from runs import TEXT, same_end
+from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder
-from scratchlm.cli import main
+from scratchlm.cli import main, progress
 from scratchlm.models import MODELS
 
 TESTS = Path(__file__).parent
@@ -220,8 +223,7 @@ def damage(run):
 
 @contextlib.contextmanager
 def narrow(run):
-    file = run.path / "config.json"
-    file.write_text(file.read_text(encoding="utf-8").replace('"batch_size": 6', '"batch_size": 1'), encoding="utf-8")
+    run.write_config(replace(run.config(), batch_size=1))
     yield
 
 
@@ -243,6 +245,16 @@ def test_nonsense_is_refused_before_anything_starts(tmp_path, monkeypatch, capsy
     assert len(told) == 1
     assert message in told[0]
     assert not Path("run").exists()
+
+
+def test_each_process_needs_a_device_of_its_own(new_run, monkeypatch, capsys):
+    """Else those without one would leave, and the others wait for them."""
+    run = new_run(device="auto")
+    monkeypatch.setattr(runtime, "cuda_works", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(progress, "launch", None)  # is not reached
+    assert main(["resume", str(run.path), "--nproc", "2"]) == 2
+    assert "2 processes need as many CUDA devices, and this machine has 1" in capsys.readouterr().err
 
 
 def test_torchrun_and_nproc_do_not_mix(new_run, monkeypatch, capsys):

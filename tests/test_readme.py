@@ -5,9 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from runs import TEXT
-from scratchlm.cli import main
+from scratchlm.cli import main, progress
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 BRIEF = ["--steps=4", "--eval-every=2", "--batch-size=4", "--device=cpu"]
@@ -40,7 +41,19 @@ def test_the_readme_has_commands():
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_command_of_the_readme(command, with_a_run):
+def test_a_command_of_the_readme(command, with_a_run, monkeypatch):
+    # what takes minutes, the network or other processes is tested elsewhere
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    monkeypatch.setattr(progress, "launch", lambda processes, arguments: main(arguments))
+    command = ["my.txt" if word == "tinyshakespeare" else word for word in command]
+    if command == ["bench"]:
+        command = ["bench", "ceilings"]
+    if "big.txt" in command or "shards" in command:
+        Path("more").mkdir()
+        for file in ("big.txt", "more/other.txt"):
+            Path(file).write_text(TEXT * 3, encoding="utf-8")
+    if command[0] == "train" and "shards" in command:
+        assert main(["data", "prepare", "big.txt", "--out=shards", "--tokenizer=byte"]) == 0
     if command[:2] == ["tokenizer", "show"]:
         assert main(["tokenizer", "train", "my.txt", "--out=my.json", "--vocab-size=280"]) == 0
     pairs = ["--data=pairs.tsv", "--tokenizer=char+symbols"]

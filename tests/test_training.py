@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from runs import SETTINGS, die_once, metrics_without_clock, same_end
 from scratchlm import checkpoint, evaluation
+from scratchlm.cli import main
 from scratchlm.config import OptimConfig
 from scratchlm.data.batches import Batch, CarriedStreams, TrainingWindows
 from scratchlm.data.shards import Tokens
@@ -248,7 +249,9 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(new_run, m
         return lowered, plain, state
 
     monkeypatch.setattr(TrainingStep, "forward", forward)
-    with pytest.raises(loop.DivergenceError, match=r"diverged at step 6: .*learning rate .*gradient norm .*--optim.lr"):
+    with pytest.raises(
+        loop.DivergenceError, match=r"diverged at step 6 in fp32: .*learning rate .*norm .*--optim.lr"
+    ):
         list(loop.train(run))
     assert run.checkpoint("last").step == 4
     assert all(tensor.isfinite().all() for tensor in run.checkpoint("last").weights().values())
@@ -484,3 +487,19 @@ def test_what_cannot_be_carried_is_refused(new_run, toy_registered, tmp_path, se
     with pytest.raises(InputError, match=message):
         new_run(**settings)
     assert set(tmp_path.iterdir()) - before <= {tmp_path / "text.txt"}
+
+
+def test_a_run_goes_on_computed_in_another_way(new_run):
+    """What is computed stays; a refused change leaves the settings as they were."""
+    exact = {**SETTINGS["model"], "dropout": 0.0}
+    run, untouched = new_run(steps=8, model=exact), new_run(steps=8, model=exact)
+    list(loop.train(untouched))
+    die_once(run, "update", 5)
+    assert main(["resume", str(run.path), "--accumulate", "99"]) == 2
+    assert run.config() == untouched.config()
+    changed = ["--accumulate", "2", "--checkpoint-activations", "--loss-rows", "7", "--device", "cpu"]
+    assert main(["resume", str(run.path), *changed]) == 0
+    config = run.config()
+    assert (config.accumulate, config.checkpoint_activations, config.loss_rows) == (2, True, 7)
+    for line, expected in zip(run.metrics(), untouched.metrics(), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)

@@ -49,9 +49,11 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so in one of them."""
-        return flag if self.size == 1 else bool(self.sum(torch.tensor(int(flag))).item())  # over gloo, on the CPU
+    def any(self, *flags: bool) -> list[bool]:
+        """Of each flag whether it is so in one of the processes."""
+        if self.size == 1:
+            return list(flags)
+        return [bool(count) for count in self.sum(torch.tensor([int(flag) for flag in flags])).tolist()]
 
     def gather(self, own: Any) -> list[Any]:
         """What each process has, by rank, for the leading one; an empty list for the others."""

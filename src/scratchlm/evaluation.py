@@ -102,13 +102,13 @@ def evaluate(
     if isinstance(data, Pairs):
         if not len(data):
             raise InputError("the split has no pairs to score; give more of them")
-        budget = max(1, min(8192, LOGITS_IN_MEMORY // model.config.vocab_size))
+        budget = world.size * max(1, min(8192, LOGITS_IN_MEMORY // model.config.vocab_size))
         return score_batches(model, evaluation_pairs(data, budget, not model.takes_source), token_lengths, world)
     if window < 1 or (model.context is not None and window > model.context):
         reads = "1 or more" if model.context is None else f"1 to {model.context}"
         raise InputError(f"a window of {window} tokens does not fit the model: it reads {reads}")
     _require_targets(data)
-    rows = max(1, min(64, LOGITS_IN_MEMORY // (window * model.config.vocab_size)))
+    rows = world.size * max(1, min(64, LOGITS_IN_MEMORY // (window * model.config.vocab_size)))  # of all processes
     return score_batches(model, evaluation_batches(data, window, rows), token_lengths, world)
 
 

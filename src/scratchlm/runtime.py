@@ -64,6 +64,16 @@ def choose_device(name: str) -> tuple[torch.device, str]:
     return torch.device(name), f"{name}: asked for"
 
 
+def check_devices(name: str, processes: int) -> None:
+    """Raises InputError where `choose_device` would take CUDA, and there is no device for each of so many processes."""
+    there = torch.cuda.device_count()
+    if name in ("auto", "cuda") and cuda_works() and processes > there:
+        raise InputError(
+            f"{processes} processes need as many CUDA devices, and this machine has {there}; start fewer, or use "
+            "--device cpu"
+        )
+
+
 def _own_cuda_device() -> torch.device:
     """The one of this process, of several that torchrun started on this machine."""
     own, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()

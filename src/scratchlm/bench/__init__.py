@@ -13,7 +13,7 @@ from scratchlm.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from scratchlm.bench.measure import Row, Setting
 
-GROUPS = ("ceilings", "training", "generation", "tokenizers")
+GROUPS = ("ceilings", "training", "distribution", "generation", "tokenizers")
 
 
 def groups_of(what: str) -> tuple[str, ...]:

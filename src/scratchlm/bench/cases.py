@@ -36,6 +36,7 @@ class Case:
         optim: The optimizer.
         asked: The ratio asked of a training step against a peer, by the peer's name.
         compile: Whether it is compiled, where this case does not leave that to the setting.
+        precision: That of our own products, likewise; a peer's are in that of the setting.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Case:
     optim: OptimConfig = field(default_factory=OptimConfig)
     asked: Mapping[str, float] = field(default_factory=dict)
     compile: Literal["off", "auto"] | None = None
+    precision: Literal["bf16"] | None = None
 
     @property
     def title(self) -> str:
@@ -107,8 +109,12 @@ def cases(device: torch.device) -> Iterator[Case]:
         yield of_preset("gpt", "gpt2", rows=12)
         yield of_preset("gpt", "nanogpt-gpu")
     else:
+        asked = {"nanoGPT": 0.75}
         yield of_preset("gpt", "nanogpt-cpu")
-        yield of_preset("gpt", "nanogpt-cpu", compile="auto", asked={"nanoGPT": 0.75})
+        yield of_preset("gpt", "nanogpt-cpu", compile="auto", asked=asked)
+        if runtime.cpu_has_bf16():  # nanoGPT leaves a CPU in float32
+            yield of_preset("gpt", "nanogpt-cpu", precision="bf16", asked=asked)
+            yield of_preset("gpt", "nanogpt-cpu", precision="bf16", compile="auto", asked=asked)
     for arch in MODELS:
         if preset := default_preset(arch):
             yield of_preset(arch, preset)

@@ -40,7 +40,11 @@ def training_step(
     And what it goes through, which knows whether it is compiled.
     """
     compile_ = case.compile or setting.compile
-    shared: dict[str, Any] = {"precision": setting.precision, "compile": compile_, "optim": case.optim}
+    shared: dict[str, Any] = {
+        "precision": case.precision or setting.precision,
+        "compile": compile_,
+        "optim": case.optim,
+    }
     config = RunConfig(arch=case.arch, model=model.config, **shared)
     training = Training(model, config, setting.device, example=batch)
     targets = batch.target_count
@@ -88,7 +92,7 @@ def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
     steps = {name: trial.run for name, trial in trials.items() if trial.run is not None}
     step, training = training_step(model, case, batch, setting)
     # a CPU's peak is what its products reach, and on a shared machine that changes from minute to minute
-    product, of_product = square_product(setting.device, setting.precision)
+    product, of_product = square_product(setting.device, case.precision or setting.precision)
     ceiling = {PRODUCT: product} if setting.device.type == "cpu" else {}
     seconds = in_turns({OURS: step, **steps, **ceiling}, setting)
     figures = {"tokens_per_second": batch.target_count / spread(seconds[OURS])[0]}
@@ -96,7 +100,8 @@ def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
         peaks = [of_product / one for one in seconds[PRODUCT]] if ceiling else [setting.peak] * setting.repeats
         figures |= _utilisation(operations, seconds[OURS], peaks)
     compiled = training.compilation.startswith("compiled")
-    what = f"training step: {case.title}{', compiled' if compiled else ''}"
+    ours = f"{', in bf16' if case.precision else ''}{', compiled' if compiled else ''}"
+    what = f"training step: {case.title}{ours}"
     for peer in peers or [None]:
         asked = case.asked.get(peer.name) if peer is not None else None
         known: dict[str, Any] = {"figures": figures, "asked": asked, "message": training.compilation or None}
@@ -119,7 +124,7 @@ def _rivals(peer: Any, case: Case, batch: Batch, setting: Setting) -> Callable[[
     """
     rival = peer.rival(case.make(setting.device))
     if peer.equal:
-        exact, eager = replace(setting, precision="fp32", compile="off"), replace(case, compile=None)
+        exact, eager = replace(setting, precision="fp32", compile="off"), replace(case, compile=None, precision=None)
         ours, _ = training_step(case.make(setting.device), eager, batch, exact)
         check_same_training(ours, rivals_step(rival, case.optim, batch, exact))
     if setting.device.type == "cuda" and (case.compile or setting.compile) != "off":

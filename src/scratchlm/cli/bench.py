@@ -28,12 +28,12 @@ def command(
     """Measure this machine's products and copies, and training, generation and tokenizers against other libraries.
 
     A ratio is our time over the peer's, both doing the same work in one process, in turns; below 1 ours is faster. What
-    is not installed is named and left out. It takes about three minutes on two cores; run nothing else beside it.
+    is not installed is named and left out. It takes about five minutes on two cores; run nothing else beside it.
 
     Parameters
     ----------
     what
-        ceilings, training, generation, tokenizers, or all of them.
+        ceilings, training, distribution, generation, tokenizers, or all of them.
     out
         The folder for results.json, table.md and the chart ratios.svg and ratios.png.
     json_

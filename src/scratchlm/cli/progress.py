@@ -17,9 +17,9 @@ from scratchlm.distribution import RESTARTS, joined, launch, launched
 from scratchlm.errors import InputError
 from scratchlm.generation import Sampling, stream
 from scratchlm.models import MODELS
-from scratchlm.runtime import choose_device
+from scratchlm.runtime import check_devices, choose_device
 from scratchlm.tokenizers import whole_characters
-from scratchlm.training.loggers import open_logger
+from scratchlm.training.loggers import open_logger, require_logger
 from scratchlm.training.loop import SAMPLE_TEMPERATURE, train
 from scratchlm.training.records import DivergenceError, Ended, Evaluated, PassedOver, Record, Sampled, Started
 from scratchlm.training.records import Progress as Line
@@ -39,7 +39,11 @@ def say(text: str) -> None:
 
 def follow(run: RunFolder, steps: int | None = None, nproc: int | None = None) -> int:
     """Train the run and show it, in so many processes of this machine. Returns the exit code."""
+    # what the first process alone looks at is refused here, or others would wait for it
+    run.tokenizer()
+    require_logger(run.config().logger)
     if nproc is not None and nproc > 1:
+        check_devices(run.config().device, nproc)
         extended = [] if steps is None else ["--steps", str(steps)]
         base = [] if run.moved_base is None else ["--base", str(run.moved_base)]
         return launch(nproc, ["resume", str(run.path), *extended, *base])

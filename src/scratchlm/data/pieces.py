@@ -18,7 +18,7 @@ from scratchlm.data.text import STREAMED, Errors, decode, decoded, read_line
 from scratchlm.errors import InputError
 
 PIECE = 4 << 20  # bytes
-LONGEST = 16 << 20  # bytes that are held at once where a text has no place to be cut
+LONGEST = 8 << 20  # bytes that are held at once where a text has no place to be cut: two of one letter take 870 MB
 LOOKED_AT = 1 << 16  # bytes in which a place is looked for first
 _LINE_END = regex.compile(rb"\n|\r(?!\n)")
 

@@ -152,8 +152,7 @@ class KeysValues(nn.Module):
 
     def forward(self, x: Tensor) -> KV:
         """Shapes: (B, S, D) -> keys, values (B, H, S, K)."""
-        heads = self.key_value(x).unflatten(-1, (2, self.heads, -1))  # (B, S, 2, H, K)
-        keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, S, K)
+        keys, values = self.key_value(x).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return KV(keys, values)
 
 

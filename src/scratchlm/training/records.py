@@ -114,7 +114,7 @@ class DivergenceError(Exception):
 
     def __init__(self, step: int, loss: float, lr: float, grad_norm: float, good: int | None, precision: str) -> None:
         kept = "no checkpoint was taken before" if good is None else f"the checkpoint of step {good} is kept"
-        exact = "" if precision == "float32" else ", or exact products (--precision fp32)"
+        exact = "" if precision == "fp32" else ", or exact products (--precision fp32)"
         super().__init__(
             f"the run diverged at step {step} in {precision}: loss {loss}, learning rate {lr:.3g}, gradient norm "
             f"{grad_norm:.3g}; {kept}. Try a lower rate (--optim.lr {lr / 3:.1g}), a longer warm-up (--optim.warmup), "

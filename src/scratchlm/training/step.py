@@ -157,10 +157,15 @@ class Training:
             self.scaler.scale(lowered).backward()
 
         drawn, start = runtime.random_state(), time.perf_counter()
-        self.step, words = runtime.compiled(self.step, mode, trial, self.world.any, shapes_vary)
+        self.step, words = runtime.compiled(
+            self.step, mode, trial, lambda failed: any(self.world.any(failed)), shapes_vary
+        )
         self.model.zero_grad(set_to_none=True)
         runtime.set_random_state(drawn)
         self.compilation = f"{words} ({time.perf_counter() - start:.0f} s)"
+
+    def _any_of_all(self, failed: bool) -> bool:
+        return any(self.world.any(failed))
 
     def autocast(self) -> AbstractContextManager[object]:
         """The run's precision, while it lasts."""
