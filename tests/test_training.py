@@ -249,9 +249,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(new_run, m
         return lowered, plain, state
 
     monkeypatch.setattr(TrainingStep, "forward", forward)
-    with pytest.raises(
-        loop.DivergenceError, match=r"diverged at step 6 in fp32: .*learning rate .*norm .*--optim.lr"
-    ):
+    with pytest.raises(loop.DivergenceError, match=r"diverged at step 6 in fp32: .*learning rate .*norm .*--optim.lr"):
         list(loop.train(run))
     assert run.checkpoint("last").step == 4
     assert all(tensor.isfinite().all() for tensor in run.checkpoint("last").weights().values())

@@ -1,12 +1,13 @@
 """The only file that chooses a device, a precision, compilation or seeds, or looks at the machine."""
 
+import ctypes
 import hashlib
 import os
 import platform
 import random
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from shutil import which
@@ -125,6 +126,20 @@ def precision_name(dtype: torch.dtype) -> str:
 def device_name(device: torch.device) -> str:
     """What a device calls itself."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what tensors free for those of the next step, and not give it back to the system each time.
+
+    A step of the preset nanogpt-cpu takes 0.9 of the time then (two cores, 26 November 2026). Other systems' allocators
+    are left alone.
+    """
+    if sys.platform != "linux":
+        return
+    with suppress(AttributeError, OSError):  # another C library
+        set_option = ctypes.CDLL(None).mallopt
+        for option, size in ((-3, 32 << 20), (-1, 1 << 30), (-2, 64 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_..., M_TOP_PAD
+            set_option(option, size)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:

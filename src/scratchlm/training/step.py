@@ -123,6 +123,8 @@ class Training:
         Raises InputError where the settings insist on it and it fails.
         """
         self.model, self.device, self.world, self.parts = model, device, world, config.accumulate
+        if device.type == "cpu":
+            runtime.keep_freed_memory()
         self.grad_clip = config.optim.grad_clip
         self.dtype, _ = runtime.choose_precision(config.precision, device)
         # MFU for each token per second, of all the devices; pairs are not all of one shape
