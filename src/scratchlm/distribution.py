@@ -116,7 +116,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
             # without it a restart can meet the addresses of the attempt before, and hang (torch 2.13, gloo)
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             # how long a process that was told to stop may take to save; torchrun would kill it after 30 seconds
-            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(int(WAITED.total_seconds())),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "120",
         }
         if sys.platform == "win32":  # where torch is built without it
             environment["USE_LIBUV"] = "0"
@@ -126,9 +126,8 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
         process = subprocess.Popen(command, env=environment, start_new_session=True)  # noqa: S603 - our own words
         with _passed_on(process) as received:
             code = process.wait()
-        if received:
-            return 128 + received[0]
-        return int(outcome.read_text(encoding="utf-8")) if outcome.is_file() else code
+        ended = int(outcome.read_text(encoding="utf-8")) if outcome.is_file() else code
+        return 128 + received[0] if received and ended in (143, code) else ended
 
 
 def torchrun() -> None:

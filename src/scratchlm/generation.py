@@ -138,9 +138,11 @@ def check_context(context: int | None, prompt: int, new: int, unread: int) -> No
 def inference(model: LanguageModel) -> Iterator[None]:
     """Without gradients and dropout; each of the model's modules is left in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
+    # what gathers a model that is shared out keeps the tensors that it makes first, and training could not use them
+    shared_out = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad() if shared_out else torch.inference_mode():
             yield
     finally:
         for module, training in modes:  # one by one: a model may share a part with another that is in another mode

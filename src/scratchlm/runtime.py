@@ -147,9 +147,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
-def loss_rows(vocab_size: int, device: torch.device) -> int:
-    """The tokens whose logits are held at once where nobody says, so that they fit the memory beside the rest."""
-    memory = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory_bytes() or 1 << 33
+def loss_rows(vocab_size: int, device: torch.device, processes: int) -> int:
+    """The tokens whose logits are held at once where nobody says, so that they fit the memory beside the rest.
+
+    Processes on a CPU share its memory.
+    """
+    cuda = device.type == "cuda"
+    memory = torch.cuda.mem_get_info(device)[1] if cuda else (memory_bytes() or 1 << 33) // processes
     return max(256, memory // LOGITS_SHARE // (12 * vocab_size))
 
 
@@ -169,8 +173,9 @@ def compiled(
     """
     if mode == "off":
         return module, "not compiled"
-    candidate, reason = cast(nn.Module, torch.compile(module, dynamic=shapes_vary or None)), ""
+    candidate, reason = module, ""
     try:
+        candidate = cast(nn.Module, torch.compile(module, dynamic=shapes_vary or None))
         trial(candidate)
     except Exception as error:  # whatever a compiler, or the lack of one, raises
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))

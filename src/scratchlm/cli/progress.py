@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scratchlm.checkpoint import RunFolder, load
 from scratchlm.distribution import RESTARTS, joined, launch, launched
 from scratchlm.errors import InputError
+from scratchlm.files import read_json
 from scratchlm.generation import Sampling, stream
 from scratchlm.models import MODELS
 from scratchlm.runtime import check_devices, choose_device
@@ -37,17 +39,35 @@ def say(text: str) -> None:
         console.print(text)
 
 
-def follow(run: RunFolder, steps: int | None = None, nproc: int | None = None) -> int:
-    """Train the run and show it, in so many processes of this machine. Returns the exit code."""
+def follow(
+    run: RunFolder,
+    steps: int | None = None,
+    nproc: int | None = None,
+    computed: Mapping[str, Any] | None = None,
+) -> int:
+    """Train the run and show it, in so many processes of this machine. Returns the exit code.
+
+    `computed`: settings of how a step is computed, in place of the run's.
+    """
+    settings = computed or {}
     # what the first process alone looks at is refused here, or others would wait for it
     run.tokenizer()
     require_logger(run.config().logger)
     if nproc is not None and nproc > 1:
-        check_devices(run.config().device, nproc)
+        check_devices(settings.get("device", run.config().device), nproc)
         extended = [] if steps is None else ["--steps", str(steps)]
         base = [] if run.moved_base is None else ["--base", str(run.moved_base)]
-        return launch(nproc, ["resume", str(run.path), *extended, *base])
-    return _lead(run, steps) if launched().leads else _take_part(run, steps)
+        return launch(nproc, ["resume", str(run.path), *extended, *base, *_flags(settings)])
+    return _lead(run, steps, settings) if launched().leads else _take_part(run, steps, settings)
+
+
+def _flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as `resume` takes them."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return flags
 
 
 def check_processes(nproc: int | None) -> None:
@@ -70,32 +90,37 @@ def together(settings: Mapping[str, Any], out: str | None) -> Iterator[Callable[
         return
     if out is None:
         raise InputError("several processes need the run's folder by name; give it with --out DIR")
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (Path(out) / "config.json").is_file()
+    made = Path(out) / "manifest.json"
+    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and made.is_file()
+    if again and read_json(made).get("argv") != sys.argv:
+        raise InputError(f"{out} is another run's folder; name another with --out")
     device, _ = choose_device(settings.get("device", "auto"))
     with joined(device) as world:
         yield lambda create: None if again else world.lead(create)
 
 
-def _take_part(run: RunFolder, steps: int | None) -> int:
+def _take_part(run: RunFolder, steps: int | None, computed: Mapping[str, Any]) -> int:
     """What one of several processes does that is not the first: its share of the work, in silence."""
     reason = ""
     try:
         with stopping() as (stop, received):
-            for record in train(run, steps=steps, stop=stop):
+            for record in train(run, steps=steps, stop=stop, computed=computed):
                 reason = record.reason if isinstance(record, Ended) else ""
     except DivergenceError:
         return 3
     return EXIT_CODES[received[0] if received else signal.SIGTERM] if reason == "stopped" else 0
 
 
-def _lead(run: RunFolder, steps: int | None) -> int:
+def _lead(run: RunFolder, steps: int | None, computed: Mapping[str, Any]) -> int:
     if (again := os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) != "0":
-        say(f"a process died, and all go on from the newest checkpoint (time {again} of {RESTARTS} at most)")
+        say(
+            f"a process died, and all go on from the newest checkpoint (time {again} of {os.environ.get('TORCHELASTIC_MAX_RESTARTS', RESTARTS)} at most)"
+        )
     logger = open_logger(run.config().logger, run.path)
     view = View(run)
     try:
         with stopping() as (stop, received), view.bar:
-            for record in train(run, steps=steps, stop=stop):
+            for record in train(run, steps=steps, stop=stop, computed=computed):
                 view.show(record)
                 if isinstance(record, Line):
                     numbers = {k: v for k, v in record.line().items() if k != "step" and not isinstance(v, str)}
@@ -209,6 +234,8 @@ class View:
         say(f"{self.steps:,} steps of {size}{parts}: the text {record.epochs:.2f} times; run folder {self.run.path}")
         if record.compilation:
             say(record.compilation)
+        if config.shard and record.processes == 1:
+            say("--shard shares the model out among several processes, and this is one: nothing is shared out")
         if record.step:
             say(f"going on after step {record.step:,}")
 

@@ -1,6 +1,5 @@
 """scratchlm resume DIR: go on with a run."""
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from scratchlm.checkpoint import RunFolder
@@ -37,7 +36,7 @@ def command(
     base
         Of an adapter: the folder of its base, if that is no longer where it was.
     nproc
-        Processes of this machine that share the work; as many as before, or not.
+        Processes of this machine that share the work, whatever their number was before.
     device
         auto, cpu, cuda or mps.
     precision
@@ -72,11 +71,4 @@ def command(
         "loss_rows": loss_rows,
         "shard": shard,
     }
-    if changes := {name: value for name, value in given.items() if value is not None}:
-        try:
-            config = replace(run.config(), **changes)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-        with run.lock():
-            run.write_config(config)
-    return follow(run, steps, nproc)
+    return follow(run, steps, nproc, {name: value for name, value in given.items() if value is not None})

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scratchlm import runtime
 from scratchlm.checkpoint import (
@@ -39,7 +38,7 @@ from scratchlm.lora import size, trained_tensors
 from scratchlm.model import State
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training.material import training_batches
-from scratchlm.training.optim import learning_rate, optimizer_tensors, restore_optimizer
+from scratchlm.training.optim import learning_rate
 from scratchlm.training.records import (
     DivergenceError,
     Ended,
@@ -51,7 +50,8 @@ from scratchlm.training.records import (
     Saved,
     Started,
 )
-from scratchlm.training.sharding import carried_tensors, check_shares, collected, local, placed, restore_carried
+from scratchlm.training.saved import give_back, tensors_of
+from scratchlm.training.sharding import check_shares, collected, local, placed
 from scratchlm.training.step import Training, Updated
 from scratchlm.translation import Translated, a_few, as_lines, measure, translate_pairs
 
@@ -73,11 +73,6 @@ class _Position:
     pending: list[dict[str, float]] = field(default_factory=list)  # steps since the last line
 
 
-def _take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Remove from `tensors` those whose names start so, and return them by the rest of their names."""
-    return {name.removeprefix(prefix): tensors.pop(name) for name in [*tensors] if name.startswith(prefix)}
-
-
 class _Trainer:
     """A run in memory. `train` drives it."""
 
@@ -87,7 +82,9 @@ class _Trainer:
         self.data: Mapping[str, Tokens | Pairs] = run.pairs() if config.pairs else run.splits()
         runtime.seed_everything(config.seed)
         fresh = config.lora is not None or not run.checkpoints()  # else its base is needed no more
-        self.model = (starting_model(run) if fresh else build_model(config)).to(self.device)
+        self.model = starting_model(run) if fresh else build_model(config)
+        if not (config.shard and world.size > 1):  # else it never is on a device as a whole
+            self.model.to(self.device)
         self.window = config.training_window
         self.batches = training_batches(config, self.data["train"])
         self.token_lengths = self.tokenizer.token_lengths()
@@ -106,7 +103,7 @@ class _Trainer:
         self._saved: Checkpoint | None = None  # of the process that writes
         self._saved_step: int | None = None
         self._clock = self._saved_at = time.perf_counter()
-        self.check_disk()
+        world.lead(self.check_disk)
 
     def check_disk(self) -> None:
         """Refuse to begin what the disk cannot hold: weights and two moments, for all that is kept and one more."""
@@ -124,17 +121,9 @@ class _Trainer:
         """Go back to the newest checkpoint that is whole, in whatever number of processes it was taken."""
         step, damaged = self.world.lead(self._find_newest)
         checkpoint = next(one for one in self.run.checkpoints() if one.step == step)
-        state, tensors = checkpoint.state(), checkpoint.optimizer()
+        state = checkpoint.state()
         restore_weights(self.model, checkpoint, placed)
-        random, carried, scaler = (_take(tensors, prefix) for prefix in ("random|", "carried|", "scaler|"))
-        restore_optimizer(self.model, self.training.optimizer, tensors.items())
-        self.training.scaler.load_state_dict({name: value.item() for name, value in scaler.items()})
-        own = _take(random, f"{self.world.rank}|")
-        if own:
-            runtime.set_random_state(own)
-        else:  # it was taken in fewer processes
-            runtime.seed_process(self.config.seed, step, self.world.rank)
-        self.states = restore_carried(self.model, carried, self.config.accumulate, self.world)
+        self.states = give_back(self.training, checkpoint.optimizer(), self.config.seed, step)
         self.at, self._saved, self._saved_step = _Position(**state["position"]), checkpoint, step
         for message in damaged:
             yield PassedOver(step=checkpoint.step, message=message)
@@ -163,13 +152,7 @@ class _Trainer:
             raise self.diverged(self.at.step, *self._newest)
         self._score = None
         weights = collected(trained_tensors(self.model), self.world)
-        tensors = collected(optimizer_tensors(self.model, self.training.optimizer), self.world)
-        for rank, random in enumerate(self.world.gather(runtime.random_state())):
-            tensors |= {f"random|{rank}|{name}": state for name, state in random.items()}
-        carried = carried_tensors(self.states, self.world)
-        tensors |= {f"carried|{name}": tensor for name, tensor in carried.items()}
-        scaler = self.training.scaler.state_dict()
-        tensors |= {f"scaler|{name}": torch.tensor(value) for name, value in scaler.items()}
+        tensors = tensors_of(self.training, self.states)
         if self.world.leads:
             self._saved = self.run.save(self.at.step, weights, tensors, self.state())
             self.run.prune(self.config.keep, self.at.best_step)
@@ -337,26 +320,37 @@ class _Trainer:
         return Sampled(step=self.at.step, text=whole_characters(self.tokenizer, (token for _, token in drawn)))
 
 
-def train(run: RunFolder, *, steps: int | None = None, stop: threading.Event | None = None) -> Iterator[Record]:
+def train(
+    run: RunFolder,
+    *,
+    steps: int | None = None,
+    stop: threading.Event | None = None,
+    computed: Mapping[str, Any] | None = None,
+) -> Iterator[Record]:
     """Train a run to its last step, from its newest checkpoint or from the start, and report as it goes.
 
-    `steps` extends the run; the schedule stays as it was laid out. `stop`: once set, the run is saved and ends. Of
+    `steps` extends the run; the schedule stays as it was laid out. `stop`: once set, the run is saved and ends.
+    `computed`: settings of how a step is computed, in place of the run's, which are kept once the run can begin. Of
     several processes that torchrun started, all call this: they share the work, see the same records, and the first
     of them writes.
-    Raises DivergenceError where the loss is no longer a number, InputError where the folder is damaged.
+    Raises DivergenceError where the loss is no longer a number, InputError where the folder is damaged or the settings
+    cannot be.
     """
-    device, _ = runtime.choose_device(run.config().device)
+    settings = computed or {}
+    device, _ = runtime.choose_device(settings.get("device", run.config().device))
     with joined(device) as world, ExitStack() as held:
         world.lead(lambda: _take_over(run, held))
-        config = run.config()
-        extended = steps is not None and steps > config.steps
-        if steps is not None and extended:
+        try:
+            config = replace(before := run.config(), **settings)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        if steps is not None and steps > config.steps:
             config = replace(config, steps=steps, horizon=config.horizon or config.steps)
         trainer = _Trainer(run, config, device, world)
         resumed = bool(run.checkpoints())
         if resumed:
             yield from trainer.restore()
-        if extended:
+        if config != before:
             world.lead(lambda: run.write_config(config))
         yield from _train(trainer, resumed, stop or threading.Event())
 

@@ -99,6 +99,8 @@ def create_run(
     known = {"model": {**(settings.get("model") or {}), "vocab_size": asked_size or 1}, "pairs": are_pairs(settings)}
     config = resolve(make_config(with_prepared({**settings, **known}, folder, base is not None)))
     device, _ = runtime.choose_device(config.device)
+    runtime.choose_precision(config.precision, device)
+    runtime.check_devices(config.device, processes)
     require_logger(config.logger)
     check_shares(config, max(processes, launched().size))
 
@@ -126,7 +128,8 @@ def create_run(
         data = {name: as_pairs(ids, tokenizer) if config.pairs else Tokens.of(ids) for name, ids in tokens.items()}
 
     if fit_seconds is not None:
-        config = fit_steps(config, data["train"], data["validation"], fit_seconds, device)
+        sharing = 1 if device.type == "cpu" else processes  # on a CPU they share its cores too
+        config = fit_steps(config, data["train"], data["validation"], fit_seconds, device, sharing)
     with new_folder(folder) as beside:
         if isinstance(material, PreparedMaterial):
             checksum = material.prepared.checksum
@@ -153,29 +156,36 @@ def check_memory(config: RunConfig) -> None:
         )
 
 
-def seconds_per_step(config: RunConfig, train: Tokens | Pairs, device: torch.device, steps: int = 5) -> float:
+def seconds_per_step(
+    config: RunConfig, train: Tokens | Pairs, device: torch.device, processes: int = 1, steps: int = 5
+) -> float:
     """How long an update takes on this machine, its batch and optimizer included, in seconds: the median of a few.
 
-    They are those of a model that is thrown away.
+    They are those of a model that is thrown away, on the share of a batch that one of so many processes has.
     """
     model = build_model(config)
     lay_adapter(model, config)
     model.to(device)
     batches, times = training_batches(config, train), []
-    training = Training(model, config, device, example=batches.batch(0))
+    training = Training(model, config, device, example=batches.part(0, 0, processes)[0])
     states: list[State | None] = [None] * config.accumulate
     for step in range(steps + 2):  # the first two warm up
         start = time.perf_counter()
-        training.update(*batches.part(step, 0, 1), states).grad_norm.item()  # waits
+        training.update(*batches.part(step, 0, processes), states).grad_norm.item()  # waits
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
 
 def fit_steps(
-    config: RunConfig, train: Tokens | Pairs, scored: Tokens | Pairs, seconds: float, device: torch.device
+    config: RunConfig,
+    train: Tokens | Pairs,
+    scored: Tokens | Pairs,
+    seconds: float,
+    device: torch.device,
+    processes: int = 1,
 ) -> RunConfig:
     """The settings with as many steps as this machine does in so many seconds, if all would take a quarter longer."""
-    each = seconds_per_step(config, train, device)
+    each = seconds_per_step(config, train, device, processes)
     # an evaluation reads without going back: about a third of the work for each token
     if isinstance(train, Pairs) and isinstance(scored, Pairs):
         steps = training_batches(config, train).count * len(scored) / len(train)  # in which as much is read

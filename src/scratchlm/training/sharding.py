@@ -35,7 +35,7 @@ def pieces(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model, an encoder's too: what stands in its lists of modules."""
     found: list[nn.Module] = []
     for child in model.children():
-        found += child if isinstance(child, nn.ModuleList) else pieces(child)
+        found += child if type(child) is nn.ModuleList else pieces(child)  # and not one of parametrizations
     return found
 
 
@@ -148,6 +148,6 @@ def restore_carried(
         own = slice(rows.start + part.start, rows.start + part.stop)
         with torch.no_grad():
             nothing, shape = pytree.tree_flatten(model.initial_state(own.stop - own.start))
-        leaves = [tensors[str(leaf)][own].to(device) for leaf in range(len(nothing))]
+        leaves = [tensors[str(leaf)][own].to(device, like.dtype) for leaf, like in enumerate(nothing)]
         states.append(replace(pytree.tree_unflatten(leaves, shape), length=int(tensors["length"])))
     return states

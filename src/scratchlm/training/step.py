@@ -135,7 +135,7 @@ class Training:
         if self.sharded:
             share_out(model, device)
         self.optimizer = make_optimizer(model, config.optim)
-        rows = config.loss_rows or runtime.loss_rows(model.config.vocab_size, device)
+        rows = config.loss_rows or runtime.loss_rows(model.config.vocab_size, device, world.size)
         self.step: nn.Module = TrainingStep(model, config.carry, config.label_smoothing, rows)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.compilation = ""  # what became of it, in words
