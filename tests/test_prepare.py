@@ -301,7 +301,7 @@ def killed(cut, monkeypatch, tmp_path):
 DEATHS = [
     (preparing, "survey", 3), (preparing, "_encode", 0), (preparing, "_encode", 5), (journal.ShardWriter, "_log", 1),
     (journal.ShardWriter, "_log", 4), (journal.ShardWriter, "_log", 7), (journal, "file_sha256", 1),
-    (journal, "npy_header", 2), (preparing, "write_json", 1),
+    (journal, "npy_header", 2), (preparing, "write_json", 1), (preparing, "write_json", 2),
 ]  # fmt: skip
 
 
@@ -315,6 +315,22 @@ def test_whoever_is_killed_goes_on_to_the_same_bytes(place, name, calls, killed,
         Prepared(tmp_path / "shards")
     killed(tmp_path / "shards")
     assert files(tmp_path / "shards") == files(tmp_path / "straight")
+
+
+def test_another_tokenizer_after_a_kill_is_refused(killed, monkeypatch, tmp_path):
+    """Else the rest of the shards would be of it, and verify as good."""
+    with pytest.raises(SystemExit):
+        killed(tmp_path / "shards", journal.ShardWriter, "write", 3)
+    tokenizers.Tokenizer.kinds["char"].train(["other text"], documents=False).save(tmp_path / "shards/tokenizer.json")
+    with pytest.raises(InputError, match=r"is not the tokenizer that .* was begun with"):
+        killed(tmp_path / "shards")
+
+
+def test_a_whole_folder_that_lost_a_shard_is_not_called_whole(killed, tmp_path):
+    killed(tmp_path / "shards")
+    next((tmp_path / "shards").glob("train_*.npy")).unlink()
+    with pytest.raises(InputError, match=r"remove the folder .*, and give the command again"):
+        killed(tmp_path / "shards")
 
 
 def test_what_is_done_is_not_done_again(killed, monkeypatch, tmp_path):

@@ -494,6 +494,7 @@ def test_a_run_goes_on_computed_in_another_way(new_run):
     list(loop.train(untouched))
     die_once(run, "update", 5)
     assert main(["resume", str(run.path), "--accumulate", "99"]) == 2
+    assert main(["resume", str(run.path), "--device", "mps"]) == 2
     assert run.config() == untouched.config()
     changed = ["--accumulate", "2", "--checkpoint-activations", "--loss-rows", "7", "--device", "cpu"]
     assert main(["resume", str(run.path), *changed]) == 0
@@ -501,3 +502,16 @@ def test_a_run_goes_on_computed_in_another_way(new_run):
     assert (config.accumulate, config.checkpoint_activations, config.loss_rows) == (2, True, 7)
     for line, expected in zip(run.metrics(), untouched.metrics(), strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_a_run_goes_on_in_another_precision(new_run, toy_registered):
+    """Into fp16, whose scaler begins then, and out of it; a carried state follows."""
+    run = new_run(steps=2, log_every=1)
+    list(loop.train(run))
+    for steps, precision in ((4, "fp16"), (6, "fp32"), (8, "fp16")):
+        list(loop.train(run, steps=steps, computed={"precision": precision}))
+    assert [line["step"] for line in run.metrics()][-1] == 8
+    carried = new_run(**{**CARRIED, "steps": 3})
+    list(loop.train(carried, computed={"precision": "bf16"}))
+    list(loop.train(carried, steps=6, computed={"precision": "fp32"}))
+    assert carried.checkpoint("last").step == 6

@@ -18,7 +18,7 @@ class Peer:
 
     `package`: the distribution that must be installed. `fits`: whether it can be the model of a configuration.
     `equal`: it does the same work, so that its losses and tokens must be those of ours. `writes`: generation is
-    measured too.
+    measured too. `remembers`: it keeps what it has read when it writes, and does not read all of it again.
     """
 
     arch: str
@@ -28,6 +28,7 @@ class Peer:
     fits: Callable[[Any], bool] = lambda config: True
     equal: bool = True
     writes: bool = True
+    remembers: bool = True
     settings: Mapping[str, Any] | None = None
 
     def version(self) -> str | None:
@@ -79,11 +80,11 @@ def model_peers(nanogpt: Path | None = None) -> list[Peer]:
             for arch in ("rnn", "lstm", "gru")
         ),
         Peer(
-            arch="transformer", name="nn.Transformer", package="torch", path="transformer:rival",
+            arch="transformer", name="nn.Transformer", package="torch", path="transformer:rival", remembers=False,
             fits=lambda config: config.bias and not config.attention_dropout and not config.hidden_dropout,
         ),
         Peer(
-            arch="cnn", name="a stack of nn.Conv1d", package="torch", path="convolutions:rival",
+            arch="cnn", name="a stack of nn.Conv1d", package="torch", path="convolutions:rival", remembers=False,
             fits=lambda config: config.block == "gated",
         ),
         Peer(arch="cnn", name="our GPT of as many parameters", package="torch", path="own:gpt", equal=False),

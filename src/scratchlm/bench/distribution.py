@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scratchlm.bench.measure import Row, Setting, row, spread
+from scratchlm.errors import InputError
 
 STEPS, WARM, ROUNDS = 60, 20, 3
 ASKED = 1 / 0.85  # our time over that of one process: 0.85 of its tokens for each second
@@ -42,6 +43,10 @@ def milliseconds(processes: int, threads: int) -> float:
         flags = ["--data", "shakespeare-tiny", "--device", "cpu", "--out", str(run), "--nproc", str(processes)]
         command = [sys.executable, "-m", "scratchlm", "train", "gpt", *size, *flags]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, capture_output=True, env=environment)  # noqa: S603 - our own words
+        done = subprocess.run(  # noqa: S603 - our own words
+            command, check=False, capture_output=True, text=True, env=environment
+        )
+        if done.returncode:
+            raise InputError(f"scratchlm train ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         return 1e3 * (lines[-1]["seconds"] - lines[0]["seconds"]) / (lines[-1]["step"] - lines[0]["step"])

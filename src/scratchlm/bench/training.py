@@ -104,7 +104,12 @@ def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
     what = f"training step: {case.title}{ours}"
     for peer in peers or [None]:
         asked = case.asked.get(peer.name) if peer is not None else None
-        known: dict[str, Any] = {"figures": figures, "asked": asked, "message": training.compilation or None}
+        known: dict[str, Any] = {
+            "figures": figures,
+            "asked": asked,
+            "message": training.compilation or None,
+            "precision": training.precision,
+        }
         yield row_of(setting, "training", what, seconds, peer, trials, **known)
 
 

@@ -76,14 +76,16 @@ def command(
         compile=compile_,
     )
     rows = []
-    for row in bench(what, setting):
-        shown = row.json()
-        say(f"{row.what}: {ours(shown)}" + (f"; {theirs(shown)}; {ratio(shown)}" if row.peer else ""))
-        if row.message is not None:
-            say(f"  {row.message}")
-        rows.append(row)
-    results = results_of(rows)
-    write(results, folder)
+    try:
+        for row in bench(what, setting):
+            shown = row.json()
+            say(f"{row.what}: {ours(shown)}" + (f"; {theirs(shown)}; {ratio(shown)}" if row.peer else ""))
+            if row.message is not None:
+                say(f"  {row.message}")
+            rows.append(row)
+    finally:  # what was measured is kept, whatever comes after it
+        results = results_of(rows)
+        write(results, folder)
     if json_:
         print(json.dumps({"format_version": FORMAT_VERSION, **results}, allow_nan=False))
     else:

@@ -11,7 +11,8 @@ from scratchlm import tokenizers
 from scratchlm.cli import learning
 from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.data import corpora
-from scratchlm.data.prepare import Preparation, text_bytes
+from scratchlm.data.pieces import text_bytes
+from scratchlm.data.prepare import Preparation
 from scratchlm.data.prepare import prepare as start
 from scratchlm.data.shards import SHARD_TOKENS, Prepared
 from scratchlm.errors import InputError
@@ -119,7 +120,7 @@ def prepare(
         tokenizer=_tokenizer(tokenizer), vocab_size=vocab_size, split=split, errors=errors, shard_tokens=shard_tokens
     )
     if workers is None:
-        workers = (os.cpu_count() or 1) if text_bytes(files) > WORTH_WORKERS else 1
+        workers = min(os.cpu_count() or 1, 60) if text_bytes(files) > WORTH_WORKERS else 1  # Windows waits for no more
     try:
         manifest = learning.follow(start(files, Path(out), how, workers), "tokens")
     except KeyboardInterrupt:

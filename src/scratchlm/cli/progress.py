@@ -113,9 +113,8 @@ def _take_part(run: RunFolder, steps: int | None, computed: Mapping[str, Any]) -
 
 def _lead(run: RunFolder, steps: int | None, computed: Mapping[str, Any]) -> int:
     if (again := os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) != "0":
-        say(
-            f"a process died, and all go on from the newest checkpoint (time {again} of {os.environ.get('TORCHELASTIC_MAX_RESTARTS', RESTARTS)} at most)"
-        )
+        most = os.environ.get("TORCHELASTIC_MAX_RESTARTS", RESTARTS)
+        say(f"a process died, and all go on from the newest checkpoint (time {again} of {most} at most)")
     logger = open_logger(run.config().logger, run.path)
     view = View(run)
     try:

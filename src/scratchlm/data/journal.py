@@ -66,9 +66,10 @@ class ShardWriter:
         while at != until and (data := self._journal.readline()).endswith(b"\n"):
             try:
                 line = json.loads(data)
-            except ValueError:  # what a power cut has left
+                split = line.pop("split")
+            except (ValueError, AttributeError, KeyError):  # what a power cut has left
                 break
-            at, split = at + len(data), line.pop("split")
+            at += len(data)
             self._whole = self._whole if split == self._split else 0
             self._split, into = split, self.splits[self._names[split]]
             if "sha256" in line:

@@ -10,17 +10,20 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import regex
 
-from scratchlm.data.text import STREAMED, Errors, decode, decoded, read_line
+from scratchlm.data.text import STREAMED, Errors, decode, decoded, read_line, text_files
 from scratchlm.errors import InputError
 
 PIECE = 4 << 20  # bytes
 LONGEST = 8 << 20  # bytes that are held at once where a text has no place to be cut: two of one letter take 870 MB
 LOOKED_AT = 1 << 16  # bytes in which a place is looked for first
 _LINE_END = regex.compile(rb"\n|\r(?!\n)")
+
+
+T = TypeVar("T")
 
 
 class Source(NamedTuple):
@@ -205,3 +208,34 @@ def parts(pieces: Iterable[Piece], sources: Sequence[Source], ends: Sequence[int
             continues = before == (split, piece.source) and not sources[piece.source].has_lines
             yield split, Part(piece, done, take, continues)
             before, done, at = (split, piece.source), done + take, at + take
+
+
+def text_bytes(paths: Sequence[str]) -> int:
+    """The size of the texts that these paths mean. Raises InputError where there are none."""
+    return sum(find_source(file).size for path in paths for file in files_of(path))
+
+
+def files_of(path: str) -> list[Path]:
+    """The files of text that a path means. Raises InputError for what cannot be prepared."""
+    if path in ("", "-"):
+        raise InputError(
+            f"{path!r} is no file: what is prepared is read twice, and again after a kill; write standard input to a "
+            "file, and name that"
+        )
+    if path.endswith(".tsv"):
+        raise InputError(f"{path} holds pairs of source and target, which are trained on as they are: --data {path}")
+    return text_files(Path(path))
+
+
+def grouped(sized: Iterable[tuple[T, int]]) -> Iterator[list[T]]:
+    """Small things together, in lists of about PIECE bytes."""
+    group: list[T] = []
+    held = 0
+    for one, size in sized:
+        group.append(one)
+        held += size
+        if held >= PIECE:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group

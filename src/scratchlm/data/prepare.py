@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -28,29 +28,28 @@ from filelock import FileLock, Timeout
 from scratchlm import tokenizers
 from scratchlm.data import pieces as cutting
 from scratchlm.data.journal import JOURNAL, ShardWriter
-from scratchlm.data.pieces import Part, Piece, Source, changed, find_source, parts, read_part, survey
+from scratchlm.data.pieces import Part, Piece, Source, changed, files_of, find_source, grouped, parts, read_part, survey
 from scratchlm.data.shards import (
     MANIFEST,
     PLAN,
     SHARD_TOKENS,
     SPLITS,
     TOKENIZER,
+    Prepared,
     dtype_for,
     end_between,
     split_ends,
 )
-from scratchlm.data.text import Errors, no_text, text_files
+from scratchlm.data.text import Errors, no_text
 from scratchlm.data.workers import Workers
 from scratchlm.errors import InputError
 from scratchlm.files import is_taken, read_json, write_json
 from scratchlm.tokenizers import BPETokenizer, Learning, Tokenizer
 
-PIECES = "pieces.bin"
+PIECES, BOUND = "pieces.bin", "tokenizer_sha256"
 SAMPLES, SAMPLED = 16, 1 << 12  # texts, and characters of each, that say how many tokens there will be
 _RECORD = struct.Struct("<7q")  # a piece, and the checksum of its numbers
 _NO_PIECE = Piece(-1, 0, 0, 0, 0, 0)  # of a stretch in which none starts
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +103,15 @@ def prepare(
     Raises InputError for what cannot be read, and for a folder that was begun with other settings or texts.
     """
     processes = Workers(workers)
-    given = [(path, [find_source(file) for file in _files(path)]) for path in paths]
+    given = [(path, [find_source(file) for file in files_of(path)]) for path in paths]
     sources = [source for _, found in given for source in found]
     if not (folder / PLAN).is_file() and is_taken(folder):
-        raise InputError(f"{folder} is there already, and nothing that could go on; name another folder with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+        raise InputError(
+            f"{folder} is there already, and holds nothing that could go on; name another folder with --out"
+        )
+    made = not folder.exists()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock", timeout=0):
             if not _is_whole(folder, {**how.settings(), "sources": [list(source) for source in sources]}):
                 with closing(processes):
@@ -120,23 +122,11 @@ def prepare(
         raise InputError(f"another process is preparing {folder}; wait for it, or stop it") from error
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error}; mend that, and the same command goes on") from error
+    except InputError:
+        if made and not any(folder.glob("*.npy*")):  # nothing that could go on
+            shutil.rmtree(folder)
+        raise
     return read_json(folder / MANIFEST)
-
-
-def text_bytes(paths: Sequence[str]) -> int:
-    """The size of the texts that these paths mean. Raises InputError where there are none."""
-    return sum(find_source(file).size for path in paths for file in _files(path))
-
-
-def _files(path: str) -> list[Path]:
-    if path in ("", "-"):
-        raise InputError(
-            f"{path!r} is no file: what is prepared is read twice, and again after a kill; write standard input to a "
-            "file, and name that"
-        )
-    if path.endswith(".tsv"):
-        raise InputError(f"{path} holds pairs of source and target, which are trained on as they are: --data {path}")
-    return text_files(Path(path))
 
 
 def _is_whole(folder: Path, plan: dict[str, Any]) -> bool:
@@ -145,7 +135,7 @@ def _is_whole(folder: Path, plan: dict[str, Any]) -> bool:
     Raises InputError where it was begun with another one.
     """
     path = folder / PLAN
-    before = read_json(path) if path.is_file() else plan
+    before = {name: value for name, value in read_json(path).items() if name != BOUND} if path.is_file() else plan
     journal = folder / JOURNAL
     if before != plan:
         if not (folder / MANIFEST).is_file() and not (journal.is_file() and journal.stat().st_size):
@@ -167,26 +157,19 @@ def _is_whole(folder: Path, plan: dict[str, Any]) -> bool:
                 f"{folder} was begun with {len(before['sources'])} other files, or in another order (they are in "
                 f"{path}); give those, or another folder with --out"
             )
-    write_json(path, plan)
-    return (folder / MANIFEST).is_file()
+    if before is plan:
+        write_json(path, plan)
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        Prepared(folder).splits()
+    except InputError as error:
+        raise InputError(f"{error}; remove the folder {folder}, and give the command again") from error
+    return True
 
 
 def _shown(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _grouped(sized: Iterable[tuple[T, int]]) -> Iterator[list[T]]:
-    """Small things together, in lists of about PIECE bytes."""
-    group: list[T] = []
-    held = 0
-    for one, size in sized:
-        group.append(one)
-        held += size
-        if held >= cutting.PIECE:
-            yield group
-            group, held = [], 0
-    if group:
-        yield group
 
 
 class _Task(NamedTuple):
@@ -264,7 +247,7 @@ def _survey(sources: list[Source], path: Path, how: Preparation, workers: Worker
     stretches = ((number, source, at) for number, source in enumerate(sources) for at in range(source.stretches))
     done = sum(min(cutting.PIECE, source.size) for _, source, _ in itertools.islice(stretches, known))
     tasks = (
-        (some, how.cuts, how.errors) for some in _grouped((one, min(cutting.PIECE, one[1].size)) for one in stretches)
+        (some, how.cuts, how.errors) for some in grouped((one, min(cutting.PIECE, one[1].size)) for one in stretches)
     )
     total = sum(source.size for source in sources)
     with path.open("r+b") as file:
@@ -312,9 +295,12 @@ def _tokenizer(
 ) -> Generator[Learning, None, Tokenizer]:
     """The folder's tokenizer, trained as a run trains it, if it is not there yet."""
     path, kind = folder / TOKENIZER, how.tokenizer
+    plan = read_json(folder / PLAN)
     if path.is_file():
-        return tokenizers.load(path)
-    if isinstance(kind, Tokenizer):
+        tokenizer = tokenizers.load(path)
+        if plan.get(BOUND, tokenizer.sha256) != tokenizer.sha256:
+            raise InputError(f"{path} is not the tokenizer that {folder} was begun with; put that back, or begin anew")
+    elif isinstance(kind, Tokenizer):
         tokenizer = kind
     else:
         everything = parts(_pieces(folder / PIECES), sources, ends[-1:])
@@ -329,7 +315,10 @@ def _tokenizer(
             )
         else:
             tokenizer = Tokenizer.kinds[kind].train(itertools.chain.from_iterable(texts), documents=several)
-    tokenizer.save(path)
+    if not path.is_file():
+        tokenizer.save(path)
+    if BOUND not in plan:
+        write_json(folder / PLAN, {**plan, BOUND: tokenizer.sha256})
     return tokenizer
 
 
@@ -343,7 +332,7 @@ def _tasks(
     sha256 = tokenizer.sha256
     chosen = parts(_pieces(folder / PIECES), sources, ends)
     for split, some in itertools.groupby(chosen, key=lambda one: one[0]):
-        groups = _grouped((part, part.piece.end - part.piece.start) for _, part in some)
+        groups = grouped((part, part.piece.end - part.piece.start) for _, part in some)
         for number, group in enumerate(groups):
             of_them = {part.piece.source: sources[part.piece.source] for part in group}
             yield _Task(split, number == 0, group, of_them, how.errors, folder / TOKENIZER, sha256)
