@@ -35,6 +35,7 @@ check: setup
 bench: setup
 	$(BIN)/scratchlm bench --thorough --out benchmarks/results $(if $(NANOGPT),--nanogpt $(NANOGPT))
 	$(BIN)/python benchmarks/readme.py
+	$(if $(NANOGPT),$(BIN)/python benchmarks/speedrun.py $(NANOGPT))
 	$(BIN)/python benchmarks/beam.py
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/recurrence.py
