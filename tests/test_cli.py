@@ -1039,7 +1039,7 @@ def test_a_diverging_run_says_so(cli):
     assert result.code == 3
     assert result.out == ""
     last = result.err.splitlines()[-1]
-    assert last.startswith("scratchlm: the run diverged at step 2 in float32: ")
+    assert last.startswith("scratchlm: the run diverged at step 2 in fp32: ")
     for word in ("learning rate 1e+30", "gradient norm", "step 0 is kept", "--optim.lr", "--optim.grad-clip 1"):
         assert word in last
     assert "Traceback" not in result.err

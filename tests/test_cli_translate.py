@@ -214,7 +214,7 @@ def test_training_says_what_it_reads_and_how_good_it_is(call, tmp_path):
 
 def test_no_flags_mean_the_dictionary_and_fit_the_machine(call, monkeypatch):
     seen = {}
-    monkeypatch.setattr(training, "_train", lambda settings, out, fit: seen.update(settings, fit=fit) or 0)
+    monkeypatch.setattr(training, "_train", lambda settings, out, nproc, fit: seen.update(settings, fit=fit) or 0)
     assert call("train", "transformer")[0] == 0
     assert (seen["data"], seen["preset"], seen["fit"]) == ("cmudict", "cmudict", training.FIT_SECONDS)
     seen.clear()
@@ -227,7 +227,7 @@ def test_no_flags_mean_the_dictionary_and_fit_the_machine(call, monkeypatch):
 
 def test_data_stand_over_the_pairs_of_a_file_of_settings(call, monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(training, "_train", lambda settings, out, fit: seen.update(settings) or 0)
+    monkeypatch.setattr(training, "_train", lambda settings, out, nproc, fit: seen.update(settings) or 0)
     (tmp_path / "c.toml").write_text('source = "a"\ntarget = "b"\n', encoding="utf-8")
     assert call("train", "transformer", "--config", "c.toml", "--data", "p.tsv")[0] == 0
     assert (seen["data"], seen.get("source"), seen.get("target")) == ("p.tsv", None, None)

@@ -129,7 +129,7 @@ def test_attention_of_an_encoder_decoder():
 
 def test_which_architectures_have_attention():
     having = {name for name in MODELS if has_attention(MODELS[name](MODELS[name].Config.tiny()))}
-    assert having == {"gpt", "transformer", "backpack"}
+    assert having == {"gpt", "transformer", "backpack", "llama"}
 
 
 def test_one_layer_and_one_head_are_picked():

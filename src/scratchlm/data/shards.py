@@ -83,16 +83,16 @@ def write_shards(folder: Path, splits: dict[str, np.ndarray], tokenizer: Tokeniz
     """Write the splits and their manifest into a new folder. Returns the manifest's checksum."""
     folder.mkdir(parents=True)
     lengths = tokenizer.token_lengths()
-    described = {}
+    described, dtype = {}, dtype_for(tokenizer.vocab_size)
     for name, tokens in splits.items():
         shards = []
         for number, start in enumerate(range(0, len(tokens), SHARD_TOKENS)):
             part, file = tokens[start : start + SHARD_TOKENS], folder / f"{name}_{number:05d}.npy"
-            np.save(file, part, allow_pickle=False)
+            np.save(file, part.astype(dtype, copy=False), allow_pickle=False)
             shards.append({"file": file.name, "tokens": len(part), "sha256": file_sha256(file)})
         described[name] = {"tokens": len(tokens), "bytes": int(lengths[tokens].sum()), "shards": shards}
     manifest = {
-        "dtype": str(dtype_for(tokenizer.vocab_size)),
+        "dtype": str(dtype),
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.sha256,
         "splits": described,
