@@ -313,6 +313,7 @@ def small(monkeypatch, tmp_path):
     """Products and copies of nothing much, in a folder of its own."""
     product = ceilings.square_product
     monkeypatch.setattr(ceilings, "square_product", lambda device, precision: product(device, precision, 8))
+    monkeypatch.setattr(ceilings, "precisions", lambda device: ("fp32", "bf16"))  # whatever this CPU has
     monkeypatch.setattr(ceilings, "COPIED", {"cpu": 1 << 10})
     monkeypatch.setattr(ceilings, "in_turns", lambda sides, setting: {name: [1.0] for name in sides})
     monkeypatch.chdir(tmp_path)
