@@ -339,6 +339,16 @@ def test_only_mapped_tokens_need_their_files_later(tmp_path):
         mapped.windows(np.array([1]), 3)
 
 
+def test_a_token_that_cannot_be_is_refused_where_it_is_mapped(tmp_path):
+    file = tmp_path / "train_00000.npy"
+    np.save(file, np.array([1, 2, 300, 4, 5], dtype=np.uint16))
+    tokens = Tokens([file], [5], in_memory_bytes=0, vocab_size=256)
+    assert tokens.windows(np.array([0]), 2).tolist() == [[1, 2]]
+    for look in (lambda: tokens.windows(np.array([0]), 3), lambda: tokens.take(np.array([2]))):
+        with pytest.raises(InputError, match=r"hold the token 300, and its vocabulary has 256.*data verify"):
+            look()
+
+
 def test_only_shards_that_are_looked_into_are_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_TOKENS", 10)
     write_shards(tmp_path / "data", {"train": np.arange(100, dtype=np.uint16)}, ByteTokenizer())

@@ -20,11 +20,13 @@ from runs import TEXT, same_end
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder
 from scratchlm.cli import main, progress
+from scratchlm.errors import InputError
 from scratchlm.models import MODELS
+from scratchlm.training.setup import check_memory
 
 TESTS = Path(__file__).parent
 FAST = [
-    *two_processes.names(["gpt"], ["plain", "everything", "lora"]),
+    *two_processes.names(["gpt"], ["plain", "everything", "lora", "muon"]),
     *two_processes.names(["transformer"], ["plain", "everything"]),
     "elsewhere", "same-ddp", "same-bf16-fsdp", "reference",
 ]  # fmt: skip
@@ -255,6 +257,19 @@ def test_each_process_needs_a_device_of_its_own(new_run, monkeypatch, capsys):
     monkeypatch.setattr(progress, "launch", None)  # is not reached
     assert main(["resume", str(run.path), "--nproc", "2"]) == 2
     assert "2 processes need as many CUDA devices, and this machine has 1" in capsys.readouterr().err
+
+
+def test_processes_share_the_memory_of_a_machine(monkeypatch):
+    config = two_processes.settings("gpt")
+    weights = sum(parameter.nbytes for parameter in MODELS["gpt"](config.model).parameters())
+    batch = 8 * config.batch_size * config.window
+    monkeypatch.setattr(runtime, "memory_bytes", lambda: 4 * weights + batch)
+    check_memory(config)
+    check_memory(replace(config, shard=True))
+    with pytest.raises(InputError, match="this model in 2 processes needs more"):
+        check_memory(config, 2)
+    monkeypatch.setattr(runtime, "memory_bytes", lambda: 5 * weights + batch)  # each draws all of the model
+    check_memory(replace(config, shard=True), 2)
 
 
 def test_torchrun_and_nproc_do_not_mix(new_run, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from scratchlm.checkpoint import build_model
 from scratchlm.config import LoRAConfig, OptimConfig
 from scratchlm.models import MODELS
 from scratchlm.models.llama import Llama, LlamaConfig
-from scratchlm.training import loop, optim
+from scratchlm.training import loop, muon, optim
 from scratchlm.training.muon import Muon, orthogonalised
 
 CONFIG = OptimConfig(name="muon", lr=0.01, weight_decay=0.3, momentum=0.9, muon_ratio=2.0)
@@ -52,6 +52,7 @@ def test_fifty_steps_equal_torch(monkeypatch):
     own = Muon([{"params": ours, "parts": [1] * 5, "weight_decay": 0.3}], 0.9, lr=0.02)
     reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.3, momentum=0.9, adjust_lr_fn="match_rms_adamw")
     inputs = {size: torch.randn(6, size, dtype=torch.float64) for size in (5, 7, 8, 24)}
+    monkeypatch.setattr(muon, "AT_ONCE", 128)  # two of the matrices of 8 x 8, and one of others
     for _ in range(50):
         for parameters, optimizer in ((ours, own), (theirs, reference)):
             optimizer.zero_grad()

@@ -516,6 +516,13 @@ def test_what_cannot_be_prepared_is_refused_and_leaves_nothing(words, message, h
     assert [path.name for path in here.iterdir()] == ["text.txt"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes with a name")
+def test_what_can_be_read_once_only_is_refused(here, capsys):
+    os.mkfifo("pipe")
+    assert main(["data", "prepare", "pipe", "--out", "s"]) == 2
+    assert "pipe is no file" in capsys.readouterr().err
+
+
 def start(*words, **options):
     """The command in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

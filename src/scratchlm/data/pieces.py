@@ -65,8 +65,12 @@ class Part(NamedTuple):
 
 
 def find_source(path: Path) -> Source:
-    """A file as it is now. Raises InputError where it cannot be read."""
+    """A file as it is now. Raises InputError where it cannot be read, or not twice."""
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(
+                f"{path} is no file, and what is prepared is read twice; write it to a file, and name that"
+            )
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
     except OSError as error:

@@ -106,8 +106,15 @@ class Tokens:
     A map that lives long lets the memory in use grow to the size of the file.
     """
 
-    def __init__(self, files: Sequence[Path], counts: Sequence[int], in_memory_bytes: int = IN_MEMORY_BYTES) -> None:
-        self._files = list(files)
+    def __init__(
+        self,
+        files: Sequence[Path],
+        counts: Sequence[int],
+        in_memory_bytes: int = IN_MEMORY_BYTES,
+        vocab_size: int | None = None,
+    ) -> None:
+        """`vocab_size`: the ids must be below it, which is seen to at each look at files that are mapped."""
+        self._files, self._vocab_size = list(files), vocab_size
         self._ends = np.cumsum([0, *counts])
         small = sum(file.stat().st_size for file in files) <= in_memory_bytes
         self._arrays = [np.load(file, allow_pickle=False) for file in files] if small else None
@@ -149,7 +156,7 @@ class Tokens:
         for shard in np.unique(shards).tolist():
             inside = shards == shard
             out[inside] = self._shard(shard)[places[inside] - self._ends[shard]]
-        return out
+        return self._checked(out)
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Stretches of `length` ids. Shapes: starts (B,) -> (B, length) int64."""
@@ -167,7 +174,17 @@ class Tokens:
                 row[done : done + len(part)] = part
                 done += len(part)
                 shard += 1
-        return out
+        return self._checked(out)
+
+    def _checked(self, tokens: np.ndarray) -> np.ndarray:
+        """The tokens, unless one cannot be. Raises InputError then."""
+        if self._arrays is None and self._vocab_size is not None and tokens.max(initial=0) >= self._vocab_size:
+            folder = self._files[0].parent
+            raise InputError(
+                f"the files in {folder} hold the token {tokens.max()}, and its vocabulary has {self._vocab_size}: one "
+                f"is damaged; scratchlm data verify {folder} finds out which"
+            )
+        return tokens
 
 
 def _check_shard(file: Path, described: Mapping[str, Any], dtype: np.dtype, hashed: bool) -> None:
@@ -209,7 +226,8 @@ def read_shards(
         in_memory = described["tokens"] * np.dtype(manifest["dtype"]).itemsize <= IN_MEMORY_BYTES  # read whole anyway
         for file, shard in zip(files, described["shards"], strict=True):
             _check_shard(file, shard, np.dtype(manifest["dtype"]), hashed or in_memory)
-        splits[name] = Tokens(files, [shard["tokens"] for shard in described["shards"]])
+        counts = [shard["tokens"] for shard in described["shards"]]
+        splits[name] = Tokens(files, counts, vocab_size=tokenizer.vocab_size)
     return splits
 
 

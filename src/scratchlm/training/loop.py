@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -248,7 +249,9 @@ class _Trainer:
             return
         self.tick()
         if at.pending:
-            mean = {key: sum(one[key] for one in at.pending) / len(at.pending) for key in Updated._fields}
+            taken = [one for one in at.pending if one["grad_norm"]] or at.pending  # and not left out, for fp16's sake
+            mean = {key: fmean(one[key] for one in at.pending) for key in ("loss", "smoothed_loss")}
+            mean["grad_norm"] = fmean(one["grad_norm"] for one in taken)
             if not self.config.label_smoothing:
                 del mean["smoothed_loss"]
             progress = Progress(

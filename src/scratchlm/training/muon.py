@@ -18,7 +18,7 @@ itself, else the keys' step would be turned away from the queries'.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor
 from scratchlm.training.sharding import placed, whole
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # of the source: steep at zero, so that five iterations lift small singular values
+AT_ONCE = 1 << 26  # numbers in a batch of matrices: all of a small model's, and of a large one's few
 
 
 def orthogonalised(matrices: Tensor) -> Tensor:
@@ -89,17 +90,33 @@ class Muon(torch.optim.AdamW):
 
 
 def _steps(updates: Sequence[Tensor], parts: Sequence[int]) -> list[Tensor]:
-    """What each parameter is moved by, all matrices of one shape orthogonalised in one batch.
+    """What each parameter is moved by, matrices of one shape orthogonalised in one batch, up to AT_ONCE numbers.
 
     A sharded update is gathered, since no part of it says what is orthogonal to it, and each process computes all.
     """
-    batches: dict[tuple[int, ...], list[tuple[int, Tensor]]] = {}
+    steps = list(updates)
+    for shape, indexes in _batches(updates, parts):
+        counts = [parts[index] for index in indexes]
+        matrices = [
+            whole(updates[index]).unflatten(0, (count, -1)) for index, count in zip(indexes, counts, strict=True)
+        ]
+        scaled = orthogonalised(torch.cat(matrices)) * (0.2 * math.sqrt(max(shape)))
+        for index, own in zip(indexes, scaled.split(counts), strict=True):
+            steps[index] = placed(own.flatten(0, 1), updates[index])
+    return steps
+
+
+def _batches(updates: Sequence[Tensor], parts: Sequence[int]) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """A shape of matrices, and which updates are made of such, again and again."""
+    alike: dict[tuple[int, int], list[int]] = {}
     for index, (update, count) in enumerate(zip(updates, parts, strict=True)):
-        for matrix in whole(update).chunk(count):
-            batches.setdefault(tuple(matrix.shape), []).append((index, matrix))
-    steps: list[list[Tensor]] = [[] for _ in updates]
-    for shape, batch in batches.items():
-        scaled = orthogonalised(torch.stack([matrix for _, matrix in batch])) * (0.2 * math.sqrt(max(shape)))
-        for (index, _), step in zip(batch, scaled, strict=True):
-            steps[index].append(step)
-    return [placed(torch.cat(own), update) for own, update in zip(steps, updates, strict=True)]
+        rows, columns = update.shape
+        alike.setdefault((rows // count, columns), []).append(index)
+    for shape, indexes in alike.items():
+        batch: list[int] = []
+        for index in indexes:
+            if batch and sum(updates[one].numel() for one in (*batch, index)) > AT_ONCE:
+                yield shape, batch
+                batch = []
+            batch.append(index)
+        yield shape, batch

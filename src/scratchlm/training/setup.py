@@ -119,7 +119,7 @@ def create_run(
     if base is None:  # an imported base may have rows that stand for no token
         config = replace(config, model=replace(config.model, vocab_size=tokenizer.vocab_size))
     asked = config
-    check_memory(config)
+    check_memory(config, processes if device.type == "cpu" else 1)
     data: Mapping[str, Tokens | Pairs]
     if isinstance(material, PreparedMaterial):
         tokens, data = {}, material.splits(tokenizer, config)
@@ -141,18 +141,24 @@ def create_run(
     return RunFolder(folder), asked
 
 
-def check_memory(config: RunConfig) -> None:
-    """Refuse a model whose weights, gradients and two moments, or whose batch, this machine cannot hold."""
+def check_memory(config: RunConfig, processes: int = 1) -> None:
+    """Refuse a model whose weights, gradients and two moments, or whose batch, this machine cannot hold.
+
+    So many processes have its memory together, each with a model of its own.
+    """
     model = meta_model(config)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     lay_adapter(model, config)
     batch = config.batch_tokens if config.pairs else config.batch_size * config.training_window
-    need = weights + size(model).optimizer_bytes * 3 // 2 + 8 * batch
+    learning = size(model).optimizer_bytes * 3 // 2 * (1 if config.shard else processes)
+    need = processes * weights + learning + 8 * batch
     there = runtime.memory_bytes()
     if there is not None and need > there:
+        together = f" in {processes} processes" if processes > 1 else ""
         raise InputError(
-            f"training this model needs more than {need / 1e9:,.1f} GB, and this machine has {there / 1e9:,.1f} GB; "
-            f"make the model (--model.*) or the batch ({'--batch-tokens' if config.pairs else '--batch-size'}) smaller"
+            f"training this model{together} needs more than {need / 1e9:,.1f} GB, and this machine has "
+            f"{there / 1e9:,.1f} GB; make the model (--model.*) or the batch "
+            f"({'--batch-tokens' if config.pairs else '--batch-size'}) smaller"
         )
 
 

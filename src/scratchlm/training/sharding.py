@@ -55,8 +55,6 @@ def share_out(model: LanguageModel, device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     parts = cast(list[FSDPModule], [fully_shard(piece, mesh=mesh) for piece in pieces(model)])
-    in_blocks = {id(parameter) for piece in pieces(model) for parameter in piece.parameters()}
-    rest = [name for name, parameter in model.named_parameters() if id(parameter) not in in_blocks]
     # it warns of views that are changed in place, which no model here does
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     # what is in no block stays whole from forward to the end of backward: the read-out, which is called in between and
@@ -76,13 +74,21 @@ def share_out(model: LanguageModel, device: torch.device) -> None:
 
     model.initial_state = in_whole_blocks  # type: ignore[method-assign]
     register_fsdp_forward_method(model, "initial_state")  # it reads parameters before forward
-    before_forward = model.initial_state
+    before_forward, forward, is_inside = model.initial_state, model.forward, False
+
+    def marked_forward(*arguments: Any, **named: Any) -> tuple[Tensor, State]:
+        nonlocal is_inside
+        is_inside = True
+        try:
+            return forward(*arguments, **named)
+        finally:
+            is_inside = False
 
     def initial_state(*arguments: Any, **named: Any) -> State:
-        """A forward of its own where the model is in pieces, but not inside of forward, whose end would be missed."""
-        whole_already = bool(rest) and not is_shared_out(model.get_parameter(rest[0]))
-        return (in_whole_blocks if whole_already else before_forward)(*arguments, **named)
+        """A forward of its own, but not inside of forward, whose end would be missed."""
+        return (in_whole_blocks if is_inside else before_forward)(*arguments, **named)
 
+    model.forward = marked_forward  # type: ignore[method-assign]
     model.initial_state = initial_state  # type: ignore[method-assign]
 
 

@@ -142,7 +142,7 @@ class Training:
         if example is not None and config.compile != "off":
             self._compile(config.compile, example.part(0, self.parts), config.pairs)
         if world.size > 1 and not self.sharded:
-            with warnings.catch_warnings():  # torch 2.13 has another name for the first of these, 2.6 has not
+            with warnings.catch_warnings():  # torch 2.13 has another name for the first of these, 2.7 has not
                 warnings.simplefilter("ignore", FutureWarning)
                 self.step = DistributedDataParallel(self.step, broadcast_buffers=False, gradient_as_bucket_view=True)
 
@@ -165,9 +165,6 @@ class Training:
         self.model.zero_grad(set_to_none=True)
         runtime.set_random_state(drawn)
         self.compilation = f"{words} ({time.perf_counter() - start:.0f} s)"
-
-    def _any_of_all(self, failed: bool) -> bool:
-        return any(self.world.any(failed))
 
     def autocast(self) -> AbstractContextManager[object]:
         """The run's precision, while it lasts."""
