@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 import scratchlm_peers
 import torch
-from scratchlm_peers import Peer
+import torch.nn.functional as F
+from scratchlm_peers import Peer, byte_pairs
 from scratchlm_peers.own import language_model
 
 from scratchlm import runtime
-from scratchlm.bench import GROUPS, ceilings, generation, measure, report, tokenizers, training
+from scratchlm.bench import GROUPS, ceilings, distribution, generation, measure, report, tokenizers, training
 from scratchlm.bench.cases import Case, cases, of_preset
 from scratchlm.bench.measure import OURS, Setting, Trial, in_turns, row, row_of, spread
 from scratchlm.cli import main
 from scratchlm.files import read_json
 from scratchlm.models import MODELS
-from scratchlm.tokenizers import learning
+from scratchlm.tokenizers import BPETokenizer, learning
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -195,6 +196,123 @@ def test_a_cost_is_measured_without_being_the_same_work(one_peer):
     assert [(found.status, found.contest) for found in training.rows_of(tiny("gpt"), ONCE)] == [("measured", False)]
 
 
+# --- compilation and precision of both sides ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What torch compiles, which runs as it is then."""
+    found = []
+
+    def backend(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda what, **more: real(what, **{**more, "backend": backend}))
+    yield found
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("arch", ["gpt", "rnn", "cnn", "transformer", "llama"])
+def test_a_compiled_peer_has_its_loss_compiled_too(monkeypatch, graphs, arch):
+    """Replay: its module was compiled alone, and our step with its loss."""
+    monkeypatch.setattr(training, "peers_are_compiled", lambda case, setting: True)
+    found = list(training.rows_of(tiny(arch, **({"mlp": "swiglu", "qk_norm": False} if arch == "llama" else {})), ONCE))
+    if found[0].status == "not installed":
+        pytest.skip(found[0].message)
+    assert (found[0].status, found[0].peer.endswith(", in fp32, compiled")) == ("measured", True), found[0].message
+    assert [node for graph in graphs for node in graph.graph.nodes if node.target is F.cross_entropy]
+    assert len(graphs) == 1 or arch == "rnn"  # torch compiles no nn.RNN, and nothing else may part the graph
+
+
+def test_a_peer_that_cannot_be_compiled_is_named_and_the_rest_is_measured(monkeypatch, one_peer):
+    def refuse(what, **more):
+        def fails(batch):
+            raise RuntimeError("there is no compiler")
+
+        return fails
+
+    monkeypatch.setattr(training, "peers_are_compiled", lambda case, setting: True)
+    monkeypatch.setattr(torch, "compile", refuse)
+    one_peer(language_model)
+    (found,) = training.rows_of(tiny("gpt"), ONCE)
+    assert (found.status, found.message) == ("failed", "RuntimeError: there is no compiler")
+    assert found.ours > 0
+
+
+def test_the_tenth_compiled_model_is_compiled_too(graphs):
+    """Replay: torch compiles a function eight times at most, so later models ran as they are, called compiled."""
+    for vocab_size in range(20, 30):
+        graphs.clear()
+        (found,) = training.rows_of(tiny("bigram", vocab_size=vocab_size), dataclasses.replace(ONCE, compile="on"))
+        assert found.what.endswith(", compiled")
+        assert graphs, vocab_size
+
+
+@pytest.mark.parametrize(
+    ("device", "ours", "all_of_them", "expected"),
+    [
+        ("cpu", "auto", "on", False),
+        ("cuda", None, "off", False),
+        ("cuda", None, "auto", True),
+        ("cuda", "auto", "off", True),
+    ],
+)
+def test_peers_are_compiled_with_ours_on_an_accelerator(device, ours, all_of_them, expected):
+    case = dataclasses.replace(tiny("gpt"), compile=ours)
+    setting = dataclasses.replace(ONCE, device=torch.device(device), compile=all_of_them)
+    assert training.peers_are_compiled(case, setting) == expected
+
+
+def test_a_row_says_what_each_side_computes_in_where_that_differs(graphs, one_peer):
+    one_peer(language_model)
+    case = dataclasses.replace(tiny("gpt"), asked={"other": 0.75})
+    bf16, compiled = dataclasses.replace(case, precision="bf16"), dataclasses.replace(case, compile="auto")
+    (plain,), (exact,), (eager,) = (training.rows_of(one, ONCE) for one in (case, bf16, compiled))
+    (both,) = training.rows_of(case, dataclasses.replace(ONCE, precision="bf16"))
+    said = [(found.what.partition("3 x 8")[2], found.peer, found.asked) for found in (plain, exact, eager, both)]
+    assert said == [
+        ("", "other", 0.75),
+        (", in bf16", "other, in fp32, eager", 0.75),
+        (", compiled", "other, in fp32, eager", 0.75),
+        (", in bf16", "other", 0.75),
+    ]
+    shown = report.results_of([exact])["rows"]
+    assert "| other, in fp32, eager: " in report.table(shown)
+    (label,) = report.figure(shown).axes[0].get_yticklabels()
+    assert label.get_text().endswith("in bf16, against other, in fp32, eager")
+
+
+# --- processes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("repeats", "rounds"), [(5, 3), (21, 5)])
+def test_two_processes_are_set_against_one_round_by_round(monkeypatch, repeats, rounds):
+    alone, shared = iter([100.0, 200.0, 100.0, 100.0, 100.0]), iter([110.0, 220.0, 300.0, 120.0, 130.0])
+    taken = []
+
+    def milliseconds(processes, threads):
+        taken.append((processes, threads))
+        return next({(1, 2): alone, (2, 1): shared}[processes, threads])
+
+    monkeypatch.setattr(distribution, "milliseconds", milliseconds)
+    (found,) = distribution.rows(dataclasses.replace(ONCE, repeats=repeats))
+    assert taken == [(1, 2), (2, 1)] * rounds
+    assert (found.repeats, found.threads, found.asked, found.contest) == (rounds, 1, 1 / 0.85, False)
+    ratio, quartiles = (1.1, (1.1, 2.05)) if rounds == 3 else (1.2, (1.1, 1.3))  # of rounds: 1.1, 1.1, 3, 1.2, 1.3
+    assert (found.ratio, found.quartiles) == (pytest.approx(ratio), pytest.approx(quartiles))
+    assert (found.ours, found.theirs) == (220 if rounds == 3 else 130, 100)
+
+
+def test_an_accelerator_has_one_process(monkeypatch):
+    monkeypatch.setattr(distribution, "milliseconds", None)
+    assert not list(distribution.rows(dataclasses.replace(ONCE, device=torch.device("cuda"))))
+
+
+# --- memory and cases ---------------------------------------------------------------------------------------------
+
+
 def test_a_token_far_from_the_start_and_one_without_memory(monkeypatch):
     monkeypatch.setattr(generation, "FAR", 30)
     monkeypatch.setattr(generation, "REREAD", 12)
@@ -244,7 +362,8 @@ def test_every_tokenizer_learns_and_says_the_same():
     found = [*tokenizers.training(text, 280, ONCE), *tokenizers.encoding(text, 280, ONCE)]
     assert learning.compiled_loops is before
     ways = 2 if learning.compiled_loops() is not None else 1
-    assert [one.peer for one in found] == ["tokenizers", "rustbpe"] * ways + ["tokenizers", "tiktoken"] * ways
+    trained = ["tokenizers"] * ways + ["rustbpe"] * ways
+    assert [one.peer for one in found] == trained + ["tokenizers", "tiktoken"] * ways
     for one in found:
         assert one.status in ("measured", "not installed"), one.message
         assert one.figures["megabytes_per_second"] > 0
@@ -258,6 +377,72 @@ def test_other_ids_get_no_ratio(monkeypatch):
     monkeypatch.setattr(scratchlm_peers, "TOKENIZER_PEERS", [wrong])
     (one, *_) = tokenizers.encoding("some words, some words\n", 258, ONCE)
     assert (one.status, one.ratio) == ("unequal", None)
+
+
+@pytest.mark.parametrize("ties", ["gpt2", "ids"])
+def test_each_way_that_is_timed_must_learn_the_same(monkeypatch, ties):
+    """Replay: with numba nothing of what was learned was looked at."""
+    train = BPETokenizer.train
+
+    def other_with_loops(texts, vocab_size, **settings):
+        differs = learning.compiled_loops() is loops and settings["ties"] == ties
+        with tokenizers.using(None):
+            return train(texts, vocab_size=vocab_size - differs, **settings)
+
+    loops = SimpleNamespace()
+    monkeypatch.setattr(tokenizers, "_ways", lambda: {"": None, ", with numba": loops})
+    monkeypatch.setattr(BPETokenizer, "train", other_with_loops)
+    with pytest.raises(measure.UnequalError):
+        list(tokenizers.training("the cat sat on the mat, the hen on the pen\n" * 9, 270, ONCE))
+
+
+def test_each_way_that_is_timed_must_encode_the_same(monkeypatch):
+    encode = BPETokenizer.encode_array
+
+    def other_with_loops(tokenizer, text):
+        found = learning.compiled_loops() is loops
+        with tokenizers.using(None):
+            return encode(tokenizer, text)[found:]
+
+    loops = SimpleNamespace()
+    monkeypatch.setattr(tokenizers, "_ways", lambda: {"": None, ", with numba": loops})
+    monkeypatch.setattr(BPETokenizer, "encode_array", other_with_loops)
+    with pytest.raises(measure.UnequalError):
+        list(tokenizers.encoding("the cat sat on the mat, the hen on the pen\n" * 9, 270, ONCE))
+
+
+def test_what_is_timed_against_a_peer_has_its_ties(monkeypatch):
+    """Replay: it was timed with those of rustbpe, whatever the peer's."""
+    asked, train = [], BPETokenizer.train
+
+    def noted(texts, **settings):
+        asked.append(settings["ties"])
+        return train(texts, **settings)
+
+    monkeypatch.setattr(BPETokenizer, "train", noted)
+    monkeypatch.setattr(scratchlm_peers, "TOKENIZER_PEERS", scratchlm_peers.TOKENIZER_PEERS[:1])
+    assert scratchlm_peers.TOKENIZER_PEERS[0].ties == "gpt2"
+    list(tokenizers.training("the cat sat on the mat, the hen on the pen\n" * 9, 270, ONCE))
+    assert set(asked) == {"gpt2"}
+
+
+def test_a_peer_knows_no_word_of_an_earlier_round(monkeypatch):
+    """Replay: tokenizers kept its words from round to round, and ours were forgotten."""
+    known, found = set(), []
+
+    def encode(text, add_special_tokens):
+        found.append(text in known)
+        known.add(text)
+        return SimpleNamespace(ids=[])
+
+    made = SimpleNamespace(model=SimpleNamespace(_clear_cache=known.clear), encode=encode)
+    monkeypatch.setitem(
+        sys.modules, "tokenizers", SimpleNamespace(Tokenizer=SimpleNamespace(from_str=lambda text: made))
+    )
+    run = byte_pairs.encode_tokenizers("a text", BPETokenizer.train(["a text"], vocab_size=258))
+    for _ in range(3):
+        run()
+    assert found == [False] * 3
 
 
 # --- what is left behind ------------------------------------------------------------------------------------------
@@ -284,6 +469,15 @@ def test_the_table_says_all_that_was_measured():
     assert "| alone | 500 ms | - | - |" in text
     assert f"{torch.get_num_threads()} thread" in text
     assert "nanoGPT abc" in text
+
+
+def test_a_table_says_how_far_its_rows_differ():
+    one = report.results_of(some_rows())["rows"][1]
+    other = {**one, "repeats": 21, "threads": one["threads"] + 1, "date": "2099-01-01"}
+    several = f"{one['threads']} to {one['threads'] + 1} threads, medians of 2 to 21, {one['date']} to 2099-01-01, "
+    assert several in report.table([other, one])
+    threads = f"{other['threads']} thread{'s' if other['threads'] > 1 else ''}"
+    assert f"{threads}, medians of 21, 2099-01-01, " in report.table([other])
 
 
 def test_the_chart_has_a_point_for_each_ratio(tmp_path):

@@ -3,8 +3,10 @@
 import copy
 
 import torch
+import torch.nn.functional as F
 
-from scratchlm.evaluation import loss_sum
+from scratchlm.data.batches import IGNORED
+from scratchlm.evaluation import features_and_state, wide_logits
 from scratchlm.generation import generate as generated
 from scratchlm.models.gpt import GPT, GPTConfig
 from scratchlm_peers.rival import Rival
@@ -16,8 +18,8 @@ def language_model(module):
     """A model that obeys the contract as a rival."""
 
     def loss(batch):
-        total, count = loss_sum(module, batch)
-        return total / count
+        features, _ = features_and_state(module, batch, None)
+        return F.cross_entropy(wide_logits(module, features), batch.targets.flatten(), ignore_index=IGNORED)
 
     def generate(prompts, new, source):
         return torch.tensor(generated(module, prompts.tolist(), new, temperature=0), device=prompts.device)

@@ -1,7 +1,8 @@
 """A model of other parts, with the weights of one of ours, so that both can be shown to do the same work."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,10 @@ class Rival:
     loss: Callable[[Batch], Tensor]
     generate: Callable[..., Tensor] | None = None
     optimizer: Callable[[nn.Module, OptimConfig], torch.optim.Optimizer] = make_optimizer
+
+    def compiled(self) -> Self:
+        """The same with all that leads to its loss compiled, as ours has it, inside its module or not."""
+        return replace(self, loss=torch.compile(self.loss))
 
 
 def greedily(next_logits: Callable[[Tensor], Tensor], prompts: Tensor, new: int) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from scratchlm.bench.measure import Row, Setting, row, spread
 from scratchlm.errors import InputError
 
-STEPS, WARM, ROUNDS = 60, 20, 3
+STEPS, WARM = 60, 20
 ASKED = 1 / 0.85  # our time over that of one process: 0.85 of its tokens for each second
 
 
@@ -21,7 +21,7 @@ def rows(setting: Setting) -> Iterator[Row]:
     if setting.device.type != "cpu":
         return
     alone, shared = [], []
-    for _ in range(ROUNDS):
+    for _ in range(max(3, setting.repeats // 4)):  # a side of one takes many seconds
         alone.append(milliseconds(processes=1, threads=2))
         shared.append(milliseconds(processes=2, threads=1))
     ratio, quartiles = spread([ours / one for ours, one in zip(shared, alone, strict=True)])

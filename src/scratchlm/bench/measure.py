@@ -73,11 +73,11 @@ class Row:
     """One figure.
 
     Attributes:
-        group: ceilings, training, generation or tokenizers.
+        group: One of bench.GROUPS.
         what: What is done.
         unit: That of `ours` and `theirs`.
         ours: The median of our side.
-        peer: Who else did it; none: nobody.
+        peer: Who else did it, and how where that is not as we did it; none: nobody.
         contest: The peer is someone else's and does the same work; if not, the ratio says what a part of ours costs.
         theirs: The median of the peer's side.
         ratio: Our time over the peer's, the median of rounds: below 1 ours is faster.

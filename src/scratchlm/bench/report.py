@@ -86,13 +86,19 @@ def ratio(row: Mapping[str, Any]) -> str:
 
 def conditions(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the rows were measured on, how often and when."""
-    first = rows[0]
-    device, _, name = first["device"].partition(": ")
-    threads = f", {first['threads']} thread{'s' if first['threads'] > 1 else ''}" if device == "cpu" else ""
-    rounds = sorted({row["repeats"] for row in rows})
+    device, _, name = rows[0]["device"].partition(": ")
+    plural = "s" if any(row["threads"] > 1 for row in rows) else ""
+    threads = f", {_range(rows, 'threads')} thread{plural}" if device == "cpu" else ""
     versions = {package: version for row in rows for package, version in row["versions"].items()}
     packages = ", ".join(f"{package} {version}" for package, version in versions.items())
-    return f"{name}{threads}, medians of {rounds[0]}, {first['date']}, {packages}"
+    return f"{name}{threads}, medians of {_range(rows, 'repeats')}, {_range(rows, 'date')}, {packages}"
+
+
+def _range(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    """What the rows have under a name: the one value, or the least and the most."""
+    values = [row[name] for row in rows]
+    least, most = min(values), max(values)
+    return f"{least}" if least == most else f"{least} to {most}"
 
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:

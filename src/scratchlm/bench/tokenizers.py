@@ -1,7 +1,7 @@
 """Byte-pair encoding against other libraries: training on a text, and encoding it."""
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -42,21 +42,28 @@ def _ways() -> dict[str, ModuleType | None]:
 
 
 def training(text: str, vocab_size: int, setting: Setting) -> Iterator[Row]:
-    """A vocabulary learned from a text."""
-    sample = text[: len(text) // 10]
+    """A vocabulary learned from a text, with the ties of each peer."""
+    peers = [peer for peer in _peers() if peer.train]
+    for ties in sorted({peer.ties for peer in peers}):
+        yield from training_with(ties, [peer for peer in peers if peer.ties == ties], text, vocab_size, setting)
 
-    def ours(loops: ModuleType | None, ties: Ties) -> BPETokenizer:
+
+def training_with(ties: Ties, peers: list[Any], text: str, vocab_size: int, setting: Setting) -> Iterator[Row]:
+    """The rows of the peers that choose so between pairs that occur equally often."""
+    train = partial(BPETokenizer.train, [text], vocab_size=vocab_size, pattern=PATTERN, ties=ties)
+    expected = train().encode_array(text)
+
+    def ours(loops: ModuleType | None) -> list[tuple[int, int]]:
         with using(loops):
-            return BPETokenizer.train([text], vocab_size=vocab_size, pattern=PATTERN, ties=ties)
+            return train().merges
 
     def make(peer: Any) -> Callable[[], object]:
-        train, encode = peer.load(peer.train)([text], vocab_size, PATTERN)
-        _check_same(ours(None, peer.ties).encode_array(sample), encode(train(), sample))
-        return train
+        run, encode = peer.load(peer.train)([text], vocab_size, PATTERN)
+        _check_same(expected, encode(run(), text))
+        return run
 
-    sides = {words: partial(ours, loops, "ids") for words, loops in _ways().items()}
     what = f"train {vocab_size:,} byte pairs on {len(text.encode()) / 1e6:.1f} MB"
-    yield from _rows(setting, what, sides, [peer for peer in _peers() if peer.train], make, len(text.encode()))
+    yield from _rows(setting, what, ours, peers, make, len(text.encode()))
 
 
 def encoding(text: str, vocab_size: int, setting: Setting) -> Iterator[Row]:
@@ -74,11 +81,8 @@ def encoding(text: str, vocab_size: int, setting: Setting) -> Iterator[Row]:
         _check_same(expected, run())
         return run
 
-    for loops in _ways().values():
-        _check_same(expected, ours(loops))
-    sides = {words: partial(ours, loops) for words, loops in _ways().items()}
     what = f"encode {len(text.encode()) / 1e6:.1f} MB"
-    yield from _rows(setting, what, sides, [peer for peer in _peers() if peer.encode], make, len(text.encode()))
+    yield from _rows(setting, what, ours, [peer for peer in _peers() if peer.encode], make, len(text.encode()))
 
 
 def _peers() -> list[Any]:
@@ -87,23 +91,27 @@ def _peers() -> list[Any]:
 
 def _check_same(ours: Any, theirs: Any) -> None:
     if not np.array_equal(ours, np.asarray(theirs)):
-        raise UnequalError("its ids are not ours, so the work differs")
+        raise UnequalError("the ids are not the same, so the work differs")
 
 
 def _rows(
     setting: Setting,
     what: str,
-    sides: Mapping[str, Callable[[], object]],
+    ours: Callable[[ModuleType | None], object],
     peers: list[Any],
     make: Callable[[Any], Callable[[], object]],
     size: int,
 ) -> Iterator[Row]:
-    """Each of our sides against each peer, all timed in the same rounds."""
+    """Each of our ways, which must give the same, against each peer; all timed in the same rounds."""
+    sides = {words: partial(ours, loops) for words, loops in _ways().items()}
+    plain, *compiled = sides.values()
+    for run in compiled:
+        _check_same(plain(), run())
     trials: dict[str, Trial] = {peer.name: attempt(peer, lambda peer=peer: make(peer)) for peer in peers}
     others = {name: trial.run for name, trial in trials.items() if trial.run is not None}
     seconds = in_turns({OURS + words: run for words, run in sides.items()} | others, setting)
     for words in sides:
         measured = seconds | {OURS: seconds[OURS + words]}
         figures = {"megabytes_per_second": size / 1e6 / spread(measured[OURS])[0]}
-        for peer in peers or [None]:
+        for peer in peers:
             yield row_of(setting, "tokenizers", what + words, measured, peer, trials, figures=figures)

@@ -86,6 +86,7 @@ def rows(setting: Setting) -> Iterator[Row]:
 
 def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
     """A training step of one case: a row for each peer, or one alone. All sides are timed in the same rounds."""
+    torch.compiler.reset()  # it compiles a function for eight models at most, and takes the next ones as they are
     model, batch = case.make(setting.device), case.batch(setting.device)
     operations, peers = training_flops(model, batch), list(peers_of(setting, case.arch, model.config))
     trials = {peer.name: attempt(peer, lambda peer=peer: _rivals(peer, case, batch, setting)) for peer in peers}
@@ -99,9 +100,9 @@ def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
     if operations and not model.has_senses:  # which are computed once for each different token, so shapes say too much
         peaks = [of_product / one for one in seconds[PRODUCT]] if ceiling else [setting.peak] * setting.repeats
         figures |= _utilisation(operations, seconds[OURS], peaks)
-    compiled = training.compilation.startswith("compiled")
-    ours = f"{', in bf16' if case.precision else ''}{', compiled' if compiled else ''}"
-    what = f"training step: {case.title}{ours}"
+    ours = (training.precision, training.compilation.startswith("compiled"))
+    others = (setting.precision, peers_are_compiled(case, setting))
+    what = f"training step: {case.title}{_otherwise(*ours)}"
     for peer in peers or [None]:
         asked = case.asked.get(peer.name) if peer is not None else None
         known: dict[str, Any] = {
@@ -110,7 +111,15 @@ def rows_of(case: Case, setting: Setting) -> Iterator[Row]:
             "message": training.compilation or None,
             "precision": training.precision,
         }
-        yield row_of(setting, "training", what, seconds, peer, trials, **known)
+        found = row_of(setting, "training", what, seconds, peer, trials, **known)
+        if peer is not None and ours != others:
+            found = replace(found, peer=f"{peer.name}, in {others[0]}, {'compiled' if others[1] else 'eager'}")
+        yield found
+
+
+def _otherwise(precision: str, compiled: bool) -> str:
+    """What is not float32 and eager of a step, in words."""
+    return ("" if precision == "fp32" else f", in {precision}") + (", compiled" if compiled else "")
 
 
 def _utilisation(operations: int, seconds: Sequence[float], peaks: Sequence[float | None]) -> dict[str, float]:
@@ -122,16 +131,20 @@ def _utilisation(operations: int, seconds: Sequence[float], peaks: Sequence[floa
     return {"flops": float(operations), "peak": spread([peak for peak in peaks if peak])[0], "mfu": spread(known)[0]}
 
 
-def _rivals(peer: Any, case: Case, batch: Batch, setting: Setting) -> Callable[[], object]:
-    """A peer's training step, once it is known in float32 and eager to be the same training as ours.
+def peers_are_compiled(case: Case, setting: Setting) -> bool:
+    """On an accelerator as our step is asked to be; on a CPU peers run as they come."""
+    return setting.device.type == "cuda" and (case.compile or setting.compile) != "off"
 
-    On an accelerator it is compiled if ours is; on a CPU peers run as they come.
-    """
+
+def _rivals(peer: Any, case: Case, batch: Batch, setting: Setting) -> Callable[[], object]:
+    """A peer's training step, once it is known in float32 and eager to be the same training as ours."""
     rival = peer.rival(case.make(setting.device))
     if peer.equal:
         exact, eager = replace(setting, precision="fp32", compile="off"), replace(case, compile=None, precision=None)
         ours, _ = training_step(case.make(setting.device), eager, batch, exact)
         check_same_training(ours, rivals_step(rival, case.optim, batch, exact))
-    if setting.device.type == "cuda" and (case.compile or setting.compile) != "off":
-        rival.module.compile()
-    return rivals_step(rival, case.optim, batch, setting)
+    if peers_are_compiled(case, setting):
+        rival = rival.compiled()
+    step = rivals_step(rival, case.optim, batch, setting)
+    step()  # which compiles it, so that a failure is this peer's and ends nothing else
+    return step
