@@ -121,6 +121,7 @@ def rows_of(case: Case, setting: Setting, texts: int = 1, new: int = NEW, asked:
     sides |= {name: trial.run for name, trial in trials.items() if trial.run is not None}
     seconds = in_turns(sides, setting)
     what = f"generation, a token: {case.arch}, {case.name}, {texts} {'text' if texts == 1 else 'texts'}"
+    what += "" if setting.precision == "fp32" else f", in {setting.precision}"
     figures = {"tokens_per_second": texts * task.new / spread(seconds[OURS])[0]}
     for peer in peers or [None]:
         found = row_of(setting, "generation", what, seconds, peer, trials, task.new, figures=figures, asked=asked)
@@ -166,7 +167,7 @@ def far_from_the_start(case: Case, setting: Setting) -> Row:
     trials = {near.name: Trial(one_token(model, text[:, : NEAR + 1]))}
     seconds = in_turns({OURS: one_token(model, text), near.name: trials[near.name].run}, setting)  # type: ignore[dict-item]
     what = f"one token after {FAR:,} others: {case.arch}, {case.name}"
-    return row_of(setting, "generation", what, seconds, near, trials)
+    return row_of(setting, "generation", what, seconds, near, trials, precision="fp32")
 
 
 def without_memory(case: Case, setting: Setting) -> Row:
@@ -183,4 +184,4 @@ def without_memory(case: Case, setting: Setting) -> Row:
     torch.testing.assert_close(kept(), reread(), rtol=1e-3, atol=1e-3)
     seconds = in_turns({OURS: kept, again.name: reread}, setting)
     what = f"one token after {REREAD} others: {case.arch}, {case.name}"
-    return row_of(setting, "generation", what, seconds, again, {again.name: Trial(reread)})
+    return row_of(setting, "generation", what, seconds, again, {again.name: Trial(reread)}, precision="fp32")
