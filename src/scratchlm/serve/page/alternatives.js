@@ -59,7 +59,7 @@ export function alternatives(host, pick, back) {
     event.stopPropagation();
   });
   document.addEventListener("pointerdown", (event) => {
-    if (!host.contains(event.target)) hide();
+    if (!element.contains(event.target)) hide();
   });
 
   return {

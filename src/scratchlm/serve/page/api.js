@@ -75,6 +75,7 @@ export async function* events(path, body, signal) {
         if (!part.startsWith("data: ")) continue;
         const event = JSON.parse(part.slice("data: ".length));
         last = event.type;
+        signal.throwIfAborted(); // what was read before that is no longer wanted
         yield event;
       }
     }

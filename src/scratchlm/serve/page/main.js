@@ -53,12 +53,12 @@ const page = {
 
 const served = models($("runs"), $("server"), (runs) => {
   document.title = `${runs.map(page.name).join(" and ")} – scratchlm play`;
-  const example = runs.find((run) => run.example)?.example;
-  if (example && !typed && box.value !== example) box.value = example;
+  if (!typed) box.value = runs.find((run) => run.example)?.example ?? (runs.every((run) => run.pairs) ? "" : box.value);
   const there = VIEWS.filter((view) => page.runsOf(view.needs).length);
   const ids = there.map((view) => view.id).join(" ");
   if (tabs.dataset.views !== ids) {
     tabs.dataset.views = ids;
+    const focused = tabs.contains(document.activeElement);
     tabs.replaceChildren(...there.map((view) => h("button", { type: "button", role: "tab", id: `tab-${view.id}`, tabindex: -1,
       "aria-selected": "false", "aria-controls": `panel-${view.id}` }, view.title)));
     panels.replaceChildren(...there.map(panel));
@@ -66,6 +66,7 @@ const served = models($("runs"), $("server"), (runs) => {
     const waits = runs.every((run) => run.status === "waiting");
     const first = asked ?? (there.includes(shown) ? shown : waits && there.includes(curve) ? curve : there[0]);
     if (first) show(first);
+    if (first && focused) $(`tab-${first.id}`).focus();
   } else if (shown) {
     offer();
     if (shown.every) open.get(shown.id).refresh();
