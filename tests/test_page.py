@@ -368,7 +368,7 @@ def test_a_sense_slider_changes_the_next_token_at_once(visit, servers, folders):
     slider.focus()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    expect(page.get_by_text("Changed: sense 1 of “a” times 3.")).to_be_visible()
+    expect(page.get_by_text("Changed: sense 1 of “a” × 3.")).to_be_visible()
     before, after = shares(model).max(), shares(steer(model, scales={(ids[2], 1): 3.0}))[shares(model).argmax()]
     expect(rows.first.locator(".value")).to_have_text(f"{before:.3g}% → {after:.3g}%")
 
@@ -411,7 +411,7 @@ def test_the_field_of_a_cnn_ends_exactly(visit, servers):
     assert ["no influence" in one for one in said] == [True] * 25 + [False] * 15
     tokens.nth(24).hover()
     expect(page.get_by_text("exactly 0, it is out of reach")).to_be_visible()
-    tree = page.get_by_role("img", name="Tree of 3 convolutions: the prediction after the last token reads 15 tokens")
+    tree = page.get_by_role("img", name="Tree of 3 convolutions: the next token depends on 15 tokens")
     expect(tree).to_be_visible()
     assert tree.locator("text.far").count() == 25
     page.get_by_role("radio", name="lstm").check()

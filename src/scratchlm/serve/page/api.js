@@ -10,6 +10,13 @@ export class Failure extends Error {
   }
 }
 
+/** What is shown of an error; one that is not the server's is a fault of the page, for the console too. */
+export function inWords(error) {
+  if (error instanceof Failure) return error.message;
+  reportError(error);
+  return `The page failed: ${error.message}`;
+}
+
 export const aborted = (error) => error.name === "AbortError";
 
 /** The token of ?token=, kept for this tab and taken out of the address, where it would be copied with it. */

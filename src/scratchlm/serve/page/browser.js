@@ -62,8 +62,10 @@ export function headBrowser() {
     const target = layer.kind === "cross" ? looked : looks;
     looks.choose(row);
     if (row === null) target.shade(null);
-    else target.shade(head.weights[row].map((weight, column) => (later(layer.kind, row, column) ? null : shade(weight))),
-      (column) => `weight ${percent(head.weights[row][column])}`);
+    else {
+      const shades = head.weights[row].map((weight, column) => (later(layer.kind, row, column) ? null : shade(weight)));
+      target.shade(shades, (column) => `weight ${percent(head.weights[row][column])}`);
+    }
   }
 
   function pick(row) {
@@ -91,7 +93,8 @@ export function headBrowser() {
 
   function thumbnail(layer, head) {
     const what = layer.kind === "senses" ? `sense ${head.head}` : `head ${head.head}`;
-    const name = layer.kind === "senses" ? `Sense ${head.head}` : `${KINDS[layer.kind][0]}, layer ${layer.layer}, ${what}`;
+    const name = layer.kind === "senses" ? `Sense ${head.head}`
+      : `${KINDS[layer.kind][0]}, layer ${layer.layer}, ${what}`;
     const canvas = h("canvas", { "aria-hidden": "true" });
     const at = thumbnails.length;
     const button = h("button", { type: "button", class: "thumbnail", "aria-label": name, "aria-pressed": "false",

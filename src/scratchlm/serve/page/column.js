@@ -1,7 +1,7 @@
 // One model's text in Write: it streams, its tokens are shaded, and it goes on from any of them.
 
 import { alternatives } from "./alternatives.js";
-import { aborted, events, Failure } from "./api.js";
+import { aborted, events, Failure, inWords } from "./api.js";
 import { h, many, notice, number, percent, visible } from "./dom.js";
 import { roving } from "./roving.js";
 
@@ -27,7 +27,7 @@ export function column(page, runId) {
   const figures = h("p", { class: "figures" });
   const undo = h("button", { type: "button", disabled: true, onclick: () => step() }, "Undo");
   const more = h("button", { type: "button", disabled: true, onclick: () => write(tokens) }, "Write more");
-  const take = h("button", { type: "button", disabled: true, onclick: () => page.setText(shown.prompt + text()) }, "Use as prompt");
+  const take = h("button", { type: "button", disabled: true, onclick: use }, "Use as prompt");
   const paper = h("div", { class: "paper" }, stream);
   const element = h("section", { class: "column" }, heading, message.element, paper, figures,
     h("div", { class: "buttons" }, more, undo, take));
@@ -42,25 +42,23 @@ export function column(page, runId) {
   const text = () => tokens.map((token) => token.text).join("");
   const run = () => page.runs.find((one) => one.id === runId);
 
-  const widget = roving(list, "option", {
-    move: (at, item) => box.show(at, tokens[at], item, true),
-    pick: (at, item) => box.show(at, tokens[at], item, true),
-    keys: {
-      Enter: (at, item) => { box.show(at, tokens[at], item, true); box.enter(); },
-      ArrowDown: (at, item) => { box.show(at, tokens[at], item, true); box.enter(); },
-      Escape: () => (box.isOpen() ? box.hide() : stop()),
-    },
-  });
-  const at = (event) => [...list.children].indexOf(event.target.closest("[role=option]"));
+  const show = (at, item) => box.show(at, tokens[at], item, true);
+  const enter = (at, item) => {
+    show(at, item);
+    box.enter();
+  };
+  const leave = () => (box.isOpen() ? box.hide() : stop());
+  const widget = roving(list, "option", { move: show, keys: { Enter: enter, ArrowDown: enter, Escape: leave } });
   list.addEventListener("pointerover", (event) => {
-    if (event.pointerType === "mouse" && at(event) >= 0) box.hover(at(event), tokens[at(event)], list.children[at(event)]);
+    const at = [...list.children].indexOf(event.target.closest("[role=option]"));
+    if (event.pointerType === "mouse" && at >= 0) box.hover(at, tokens[at], list.children[at]);
   });
   list.addEventListener("pointerleave", (event) => {
     if (event.pointerType === "mouse") box.hover(null);
   });
 
   function add(token) {
-    const item = h("span", { class: "token", role: "option", tabindex: list.childElementCount ? -1 : 0, "aria-selected": "false",
+    const item = h("span", { class: "token", role: "option", tabindex: list.childElementCount ? -1 : 0,
       "aria-label": `${visible(token.label)}, ${percent(token.probability)}` }, written(token));
     item.style.setProperty("--w", `${Math.round(60 * surprise(token.probability))}%`);
     item.classList.toggle("raw", token.text === "");
@@ -69,7 +67,7 @@ export function column(page, runId) {
   }
 
   function put(given, prompted) {
-    tokens = given;
+    tokens = [...given];
     const cut = prompted.length > PROMPT;
     prompt.textContent = visible((cut ? "… " : "") + prompted.slice(-PROMPT));
     list.replaceChildren();
@@ -84,6 +82,10 @@ export function column(page, runId) {
     stream.classList.toggle("empty", tokens.length === 0 && flight === null);
     caret.hidden = flight === null;
     page.changed();
+  }
+
+  function use() {
+    page.setText(shown.prompt + text());
   }
 
   function step() {
@@ -103,9 +105,11 @@ export function column(page, runId) {
 
   /** Read the prompt and these tokens, and go on. Without tokens: from what stands in the box above. */
   async function write(continuation = []) {
+    const said = flight === null ? figures.textContent : many(tokens.length, "token");
     stop();
-    const signal = (flight = new AbortController()).signal;
-    if (tokens.length) past.push({ tokens, shown, said: figures.textContent });
+    if (tokens.length) past.push({ tokens, shown, said });
+    flight = new AbortController();
+    const { signal } = flight;
     const settings = page.settings();
     shown = { prompt: continuation.length ? shown.prompt : page.text, settings };
     put(continuation, shown.prompt);
@@ -115,12 +119,13 @@ export function column(page, runId) {
     const name = page.name(run());
     const first = tokens.length;
     page.announce(`${name} writes.`);
-    const ended = (how) => {
+    const conclude = (how) => {
       const wrote = tokens.length - first;
-      figures.textContent = `${many(wrote, "token")}${how} Seed ${settings.seed}: the same seed and settings write the same text.`;
+      figures.textContent =
+        `${many(wrote, "token")}${how} Seed ${settings.seed}: the same seed and settings write the same text.`;
       page.announce(`${name} has written ${many(wrote, "token")}: ${visible(text()).slice(0, 600)}`);
     };
-    let said = ".";
+    let end = ".";
     try {
       await page.ready(run(), message, signal);
       const question = { run: runId, prompt: shown.prompt, continuation: tokens.map((token) => token.id), ...settings };
@@ -138,15 +143,15 @@ export function column(page, runId) {
         } else if (event.type === "error") {
           throw new Failure(event.message);
         } else if (event.type === "end") {
-          const end = event.reason === "end_of_text" ? ", then the model ended its text" : "";
-          said = ` in ${number(event.seconds, 2)} s${end}.`;
+          const ended = event.reason === "end_of_text" ? ", then the model ended its text" : "";
+          end = ` in ${number(event.seconds, 2)} s${ended}.`;
         }
       }
-      ended(said);
+      conclude(end);
     } catch (error) {
       if (aborted(error) || signal.aborted) {
-        if (flight === null) ended(", stopped."); // otherwise something newer is being written here
-      } else message.fail(error instanceof Failure ? error.message : `The page failed: ${error.message}`);
+        if (flight === null) conclude(", stopped."); // otherwise something newer is being written here
+      } else message.fail(inWords(error));
     } finally {
       if (flight?.signal === signal) flight = null;
       buttons();
@@ -155,8 +160,10 @@ export function column(page, runId) {
 
   function start(event) {
     const context = run().context;
-    if (event.slides) message.hint(`The text outgrows the ${context} tokens that this model can look back over: what is older, it forgets.`);
-    else message.clear();
+    message.clear();
+    if (event.slides) {
+      message.hint(`This model looks back over ${context} tokens: of a longer text it forgets the beginning.`);
+    }
     // the server's own numbers for what was chosen and what stood before
     if (event.continuation.length === tokens.length && tokens.length) {
       const chosen = tokens.map((token) => token.chosen);

@@ -1,6 +1,6 @@
 // What the views that look into one text share: asking again when it changes, one question at a time.
 
-import { aborted, ask, Failure } from "./api.js";
+import { aborted, ask, inWords } from "./api.js";
 import { h, notice } from "./dom.js";
 
 /**
@@ -35,8 +35,7 @@ export function looking(page, path, { about, content, draw, question = () => ({}
     } catch (error) {
       if (aborted(error)) return;
       content.hidden = true;
-      message.fail(error instanceof Failure ? error.message : `The page failed: ${error.message}`);
-      if (!(error instanceof Failure)) throw error;
+      message.fail(inWords(error));
     } finally {
       clearTimeout(patient);
       if (!signal.aborted) content.removeAttribute("aria-busy");
@@ -47,5 +46,5 @@ export function looking(page, path, { about, content, draw, question = () => ({}
 }
 
 /** What is said where a text was too long to be shown whole. */
-export const cutNote = (answer) =>
-  answer.cut ? h("p", { class: "note" }, `The text is long: what is shown is its last ${answer.tokens.length} tokens.`) : null;
+export const cutNote = (answer) => (answer.cut
+  ? [h("p", { class: "note" }, `The text is long: what is shown is its last ${answer.tokens.length} tokens.`)] : []);

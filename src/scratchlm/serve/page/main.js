@@ -53,14 +53,15 @@ const page = {
 
 const served = models($("runs"), $("server"), (runs) => {
   document.title = `${runs.map(page.name).join(" and ")} – scratchlm play`;
-  if (!typed) box.value = runs.find((run) => run.example)?.example ?? (runs.every((run) => run.pairs) ? "" : box.value);
+  const example = runs.find((run) => run.example)?.example;
+  if (!typed) box.value = example ?? (runs.every((run) => run.pairs) ? "" : box.value);
   const there = VIEWS.filter((view) => page.runsOf(view.needs).length);
   const ids = there.map((view) => view.id).join(" ");
   if (tabs.dataset.views !== ids) {
     tabs.dataset.views = ids;
     const focused = tabs.contains(document.activeElement);
-    tabs.replaceChildren(...there.map((view) => h("button", { type: "button", role: "tab", id: `tab-${view.id}`, tabindex: -1,
-      "aria-selected": "false", "aria-controls": `panel-${view.id}` }, view.title)));
+    tabs.replaceChildren(...there.map((view) => h("button", { type: "button", role: "tab", id: `tab-${view.id}`,
+      tabindex: -1, "aria-selected": "false", "aria-controls": `panel-${view.id}` }, view.title)));
     panels.replaceChildren(...there.map(panel));
     const asked = wanted && there.find((view) => view.id === wanted); // it may come only when a model is loaded
     const waits = runs.every((run) => run.status === "waiting");
@@ -76,7 +77,8 @@ const served = models($("runs"), $("server"), (runs) => {
 function panel(view) {
   if (!open.has(view.id)) {
     const made = view.create(page);
-    made.panel = h("section", { id: `panel-${view.id}`, role: "tabpanel", "aria-labelledby": `tab-${view.id}`, hidden: true }, made.element);
+    made.panel = h("section", { id: `panel-${view.id}`, role: "tabpanel", "aria-labelledby": `tab-${view.id}`,
+      hidden: true }, made.element);
     open.set(view.id, made);
   }
   return open.get(view.id).panel;

@@ -1,6 +1,6 @@
 // The models that are served: what is known of them, when they are ready, and how the top of the page says so.
 
-import { ask, Failure } from "./api.js";
+import { ask, Failure, inWords } from "./api.js";
 import { count, h, notice, number, visible } from "./dom.js";
 
 const PAUSES = { loading: 500, waiting: 2000, training: 3000, else: 10000 }; // milliseconds between two questions
@@ -40,7 +40,7 @@ export function models(list, trouble, changed) {
     const facts = [
       visible(run.title),
       run.parameters ? `${count(run.parameters)} parameters` : null,
-      run.step !== null && run.step !== undefined ? `step ${count(run.step)}${run.steps ? ` of ${count(run.steps)}` : ""}` : null,
+      Number.isInteger(run.step) ? `step ${count(run.step)}${run.steps ? ` of ${count(run.steps)}` : ""}` : null,
       Number.isFinite(run.val_loss) ? `validation loss ${number(run.val_loss, 4)}` : null,
       run.context ? `context ${count(run.context)}` : null,
       run.device ? visible(run.device) : null,
@@ -61,7 +61,7 @@ export function models(list, trouble, changed) {
       await ask("/api/reload", { run: run.id });
       await look();
     } catch (error) {
-      problem.fail(error.message);
+      problem.fail(inWords(error));
     }
   }
 
@@ -98,8 +98,7 @@ export function models(list, trouble, changed) {
       else if (some((run) => run.status === "waiting")) pause = PAUSES.waiting;
       else if (some((run) => run.training)) pause = PAUSES.training;
     } catch (error) {
-      problem.fail(error.message);
-      if (!(error instanceof Failure)) throw error;
+      problem.fail(inWords(error));
       pause = PAUSES.waiting;
     } finally {
       timer = setTimeout(look, pause);

@@ -27,7 +27,8 @@ export function tokenRow(name, { point = () => {}, pick } = {}) {
       items = labels.map((label) => h("span", { class: "token", role: "option", tabindex: -1 }, visible(label)));
       chosen = null;
       // a line ends where the text's does
-      element.replaceChildren(...items.flatMap((item, at) => (labels[at].endsWith(LINE_END) ? [item, h("br")] : [item])));
+      const ends = (at) => labels[at].endsWith(LINE_END);
+      element.replaceChildren(...items.flatMap((item, at) => (ends(at) ? [item, h("br")] : [item])));
       if (items.length) widget.go(items[0]);
     },
     /** Shades from -1 to 1; null for none. Words say what each is, for those who do not see the shade. */

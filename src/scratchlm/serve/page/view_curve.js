@@ -1,6 +1,6 @@
 // Curve: how the loss fell, or is falling now.
 
-import { aborted, ask, Failure } from "./api.js";
+import { aborted, ask, inWords } from "./api.js";
 import { count, h, notice, number, svg } from "./dom.js";
 
 export const id = "curve";
@@ -10,6 +10,7 @@ export const label = null; // needs no text
 export const every = true; // a column for each model
 
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 16, 44];
+const HEADINGS = ["step", "tokens", "training, nats per token", "validation, nats per token", "bits per byte", "seconds"];
 const QUICK = 2000; // milliseconds between two looks at a run that trains
 const SLOW = 5000; // at one that does not, as it may be resumed
 
@@ -19,7 +20,9 @@ function ticks(low, high, about) {
   const power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].find((one) => one * power >= raw) * power;
   const found = [];
-  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) found.push(Number((at * step).toPrecision(12)));
+  for (let at = Math.ceil(low / step - 1e-9); at * step <= high + step * 1e-9; at++) {
+    found.push(Number((at * step).toPrecision(12)));
+  }
   return found;
 }
 
@@ -35,7 +38,7 @@ function draw({ lines, band, steps }, width) {
   const x = (step) => LEFT + (step / last) * (width - LEFT - RIGHT);
   const y = (loss) => TOP + ((high + room - loss) / (high - low + 2 * room)) * (height - TOP - BOTTOM);
   const inside = (loss) => Math.min(Math.max(y(loss), TOP), height - BOTTOM);
-  const path = (points) => points.map(([step, loss], at) => `${at ? "L" : "M"}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("");
+  const line = (points) => `M${points.map(([step, loss]) => `${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("L")}`;
   const marks = [
     ...ticks(low, high, height / 60).map((loss) => svg("g", {},
       svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(loss), y2: y(loss), class: "rule" }),
@@ -43,7 +46,8 @@ function draw({ lines, band, steps }, width) {
     ...ticks(0, last, width / 110).map((step) => svg("text",
       { x: x(step), y: height - BOTTOM + 18, "text-anchor": "middle" }, count(step))),
     svg("text", { x: (LEFT + width - RIGHT) / 2, y: height - 6, "text-anchor": "middle" }, "step"),
-    svg("text", { transform: `translate(12 ${(TOP + height - BOTTOM) / 2}) rotate(-90)`, "text-anchor": "middle" }, "nats per token"),
+    svg("text", { transform: `translate(12 ${(TOP + height - BOTTOM) / 2}) rotate(-90)`, "text-anchor": "middle" },
+      "nats per token"),
   ];
   let expected = null;
   if (band?.step?.length) {
@@ -55,7 +59,9 @@ function draw({ lines, band, steps }, width) {
   const cursor = svg("line", { y1: TOP, y2: height - BOTTOM, class: "cursor", visibility: "hidden" });
   const picture = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
     "aria-label": "Loss by step; the table below has the numbers" },
-    expected, marks, svg("path", { d: path(training), class: "training" }), svg("path", { d: path(validation), class: "validation" }),
+    expected, marks,
+    training.length ? svg("path", { d: line(training), class: "training" }) : null,
+    validation.length ? svg("path", { d: line(validation), class: "validation" }) : null,
     validation.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3, class: "validation-dot" })), cursor);
   return { picture, cursor, x };
 }
@@ -68,6 +74,11 @@ const told = (line) => [
   Number.isFinite(line.val_bits_per_byte) && `${number(line.val_bits_per_byte, 4)} bits per byte`,
 ].filter(Boolean).join(", ");
 
+const row = (line) => h("tr", {}, [
+  count(line.step), count(line.tokens ?? 0), number(line.loss, 4), number(line.val_loss, 4),
+  number(line.val_bits_per_byte, 4), number(line.seconds, 4),
+].map((cell) => h("td", {}, cell)));
+
 function column(page, runId) {
   const message = notice();
   const heading = h("h3", { class: "run-name" });
@@ -75,12 +86,14 @@ function column(page, runId) {
   const chart = h("div", { class: "chart" });
   const readout = h("p", { class: "readout" });
   const body = h("tbody");
-  const table = h("details", {}, h("summary", {}, "The evaluations as a table"), h("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "Evaluations" },
-    h("table", {}, h("thead", {}, h("tr", {}, ["step", "tokens", "training, nats per token", "validation, nats per token", "bits per byte", "seconds"]
-      .map((name) => h("th", { scope: "col" }, name)))), body)));
-  const key = h("p", { class: "legend" }, h("span", { class: "key training" }, "training"), h("span", { class: "key validation" }, "validation"));
+  const table = h("details", {}, h("summary", {}, "The evaluations as a table"),
+    h("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": "Evaluations" },
+      h("table", {}, h("thead", {}, h("tr", {}, HEADINGS.map((name) => h("th", { scope: "col" }, name)))), body)));
+  const key = h("p", { class: "legend" }, h("span", { class: "key training" }, "training"),
+    h("span", { class: "key validation" }, "validation"));
   const bandKey = h("span", { class: "key band" }, "expected of this preset");
-  const element = h("section", { class: "column", "aria-label": "Curve" }, heading, message.element, state, chart, key, readout, table);
+  const element = h("section", { class: "column", "aria-label": "Curve" },
+    heading, message.element, state, chart, key, readout, table);
   let known = { lines: [], steps: null, band: null };
   let drawn = null;
 
@@ -124,18 +137,18 @@ function column(page, runId) {
           return answer.training;
         }
         if (lines.length || !drawn) {
-          const best = answer.best ? ` Best validation loss ${number(answer.best.val_loss ?? answer.best.loss, 4)}, at step ${count(answer.best.step)}.` : "";
-          state.textContent = `${answer.training ? "Training now" : "Trained"}: ${told(known.lines.at(-1))}.${best}`;
+          const best = answer.best && ` Best validation loss ${number(answer.best.val_loss, 4)}, ` +
+            `at step ${count(answer.best.step)}.`;
+          const now = answer.training ? "Training now" : "Trained";
+          state.textContent = `${now}: ${told(known.lines.at(-1))}.${best ?? ""}`;
           if (answer.band) key.append(bandKey);
-          body.replaceChildren(...known.lines.filter((line) => Number.isFinite(line.val_loss)).map((line) => h("tr", {},
-            [count(line.step), count(line.tokens ?? 0), number(line.loss, 4), number(line.val_loss, 4),
-              number(line.val_bits_per_byte, 4), number(line.seconds, 4)].map((cell) => h("td", {}, cell)))));
+          body.replaceChildren(...known.lines.filter((line) => Number.isFinite(line.val_loss)).map(row));
           readout.textContent ||= "Point at the curve to read it.";
           redraw();
         }
         return answer.training;
       } catch (error) {
-        if (!aborted(error)) message.fail(error instanceof Failure ? error.message : `The page failed: ${error.message}`);
+        if (!aborted(error)) message.fail(inWords(error));
         return false;
       }
     },
@@ -163,7 +176,7 @@ export function create(page) {
   }
 
   const element = h("div", { class: "view" },
-    h("p", { class: "about" }, "The loss is how surprised the model is by each next token, in the mean: lower is better. " +
-      "Training is what it learns from; validation is text that it has never seen."), grid);
+    h("p", { class: "about" }, "The loss is how surprised the model is by each next token, in the mean: lower is " +
+      "better. Training is what it learns from; validation is text that it has never seen."), grid);
   return { element, refresh, leave() { clearTimeout(timer); flight.abort(); } };
 }

@@ -66,7 +66,7 @@ function tree({ tokens, layers: blocks }, room) {
   const longest = Math.max(...tokens.map((token) => [...short(token, 8)].length));
   const height = bottom + (longest === 1 ? 32 : 24 + 7 * longest);
   return svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
-    "aria-label": `Tree of ${layers.length} convolutions: the prediction after the last token reads ${needed[0].size} tokens` },
+    "aria-label": `Tree of ${layers.length} convolutions: the next token depends on ${needed[0].size} tokens` },
     svg("path", { d: links, class: "link" }), svg("path", { d: dots(false), class: "dot" }),
     svg("path", { d: dots(true), class: "dot used" }), names, labels);
 }
@@ -76,7 +76,8 @@ export function create(page) {
   const readout = h("p", { class: "readout", role: "status" });
   const next = h("div");
   const reach = h("p", { class: "figures" });
-  const picture = h("div", { class: "scroller tree", tabindex: 0, role: "region", "aria-label": "Tree of connections" });
+  const picture = h("div", { class: "scroller tree", tabindex: 0, role: "region",
+    "aria-label": "Tree of connections" });
   const field = h("section", {}, h("h3", {}, "How it gets there"),
     h("p", { class: "note" }, "Each dot is a layer's output at a token; lines lead to what it reads. Only the way to " +
       "the last prediction is drawn. Tokens outside of the tree cannot change it."), picture);
@@ -102,7 +103,7 @@ export function create(page) {
     content,
     draw(given) {
       answer = given;
-      note.replaceChildren(...[cutNote(given)].filter(Boolean));
+      note.replaceChildren(...cutNote(given));
       reach.textContent = given.reach === null ? "This model can look at all of the text."
         : `This model can look back over ${many(given.reach, "token")}, and no further.`;
       row.set(given.tokens);

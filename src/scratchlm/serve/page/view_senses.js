@@ -1,6 +1,6 @@
 // Senses: what each sense of a token does, and a slider for each that changes the next word at once.
 
-import { aborted, ask, Failure } from "./api.js";
+import { aborted, ask, inWords } from "./api.js";
 import { changedBars } from "./bars.js";
 import { h, notice, number, percent, quoted, short } from "./dom.js";
 import { cutNote, looking } from "./looking.js";
@@ -36,7 +36,7 @@ export function create(page) {
   let steering = false;
   let moved = false;
 
-  /** Ask what the changes do. One question at a time: a slider that moves meanwhile is asked about when it is answered. */
+  /** Ask what the changes do, one question at a time: what moves meanwhile is asked once it is answered. */
   async function steer() {
     moved = true;
     if (steering) return;
@@ -54,7 +54,7 @@ export function create(page) {
         next.set(before, after);
       }
     } catch (error) {
-      if (!aborted(error)) failed.fail(error instanceof Failure ? error.message : `The page failed: ${error.message}`);
+      if (!aborted(error)) failed.fail(inWords(error));
     } finally {
       steering = false;
     }
@@ -62,7 +62,7 @@ export function create(page) {
 
   function tell(changes) {
     changed.textContent = changes.length
-      ? `Changed: ${changes.map((one) => `sense ${one.sense} of ${quoted(one.label)} times ${one.scale}`).join(", ")}.`
+      ? `Changed: ${changes.map((one) => `sense ${one.sense} of ${quoted(one.label)} × ${one.scale}`).join(", ")}.`
       : "Move a slider: 0 takes a sense out, 1 leaves it, 3 makes it three times as strong.";
     reset.disabled = changes.length === 0;
     write.disabled = changes.length === 0;
@@ -97,7 +97,8 @@ export function create(page) {
       h("div", { class: "slide" }, h("label", { for: name }, `Sense ${one.sense}`), slider, value),
       h("p", { class: "up model-text" }, h("span", { class: "mark", title: "pushes up" }, "▲"), words(one.up)),
       h("p", { class: "down model-text" }, h("span", { class: "mark", title: "pushes down" }, "▼"), words(one.down)),
-      h("p", { class: "note" }, `${percent(weight)} of it goes into the next token; tells tokens apart by ${number(one.spread, 2)} nats`));
+      h("p", { class: "note" },
+        `${percent(weight)} of it goes into the next token; spread ${number(one.spread, 2)} nats`));
   }
 
   function choose(at) {
@@ -107,8 +108,9 @@ export function create(page) {
   }
 
   const view = looking(page, "/api/senses", {
-    about: "A Backpack has several senses for each token, which do not depend on the context: each always pushes the " +
-      "same tokens up (▲) and down (▼). The context only decides how much of each goes into the prediction. Choose a token.",
+    about: "A Backpack has several senses for each token. Whatever the context, a sense pushes the same tokens up (▲) " +
+      "and down (▼); the context only decides how much of it goes into the prediction. The spread says how strongly " +
+      "it tells tokens apart. Choose a token.",
     content,
     question() {
       if (asked !== page.text) position = null;
@@ -117,7 +119,7 @@ export function create(page) {
     },
     draw(given) {
       answer = given;
-      note.replaceChildren(...[cutNote(given)].filter(Boolean));
+      note.replaceChildren(...cutNote(given));
       row.set(given.tokens);
       row.choose(given.position);
       heading.textContent = `Senses of ${quoted(given.tokens[given.position])}`;

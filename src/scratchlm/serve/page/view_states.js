@@ -31,7 +31,8 @@ export function create(page) {
     unit = at;
     const largest = most();
     row.shade(layer().values.map((values) => values[at] / largest), (time) => number(layer().values[time][at]));
-    words.textContent = `Unit ${name(at)} over the text, blue above 0 and orange below. Choose another row in the picture.`;
+    words.textContent =
+      `Unit ${name(at)} over the text: blue above 0, orange below. Choose another row in the picture.`;
   }
 
   function show() {
@@ -44,7 +45,8 @@ export function create(page) {
       columns: answer.tokens,
       signed: true,
       value: (at, time) => values[time][at] / largest,
-      says: (at, time) => `Unit ${name(at)} after ${quoted(answer.tokens[time])} (${time + 1}): ${number(values[time][at])}`,
+      says: (at, time) =>
+        `Unit ${name(at)} after ${quoted(answer.tokens[time])} (${time + 1}): ${number(values[time][at])}`,
     }, "Point at a cell; the arrow keys work too, and Enter or a click shades the text by that unit.");
     const mark = (share) => [share, number(share * largest, 2)];
     scale.replaceChildren(legend("Value", [mark(-1), mark(-0.5), [0, "0"], mark(0.5), mark(1)]));
@@ -58,7 +60,7 @@ export function create(page) {
     draw(given) {
       const before = select.selectedIndex;
       answer = given;
-      note.replaceChildren(...[cutNote(given)].filter(Boolean));
+      note.replaceChildren(...cutNote(given));
       select.replaceChildren(...given.layers.map((one) => h("option", {}, one.name)));
       select.selectedIndex = before >= 0 && before < given.layers.length ? before : 0;
       show();

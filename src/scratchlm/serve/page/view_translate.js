@@ -1,6 +1,6 @@
 // Translate: a source, its beams, and where the best of them looked.
 
-import { aborted, ask, Failure } from "./api.js";
+import { aborted, ask, inWords } from "./api.js";
 import { headBrowser } from "./browser.js";
 import { h, many, notice, number, visible } from "./dom.js";
 
@@ -12,7 +12,8 @@ export const label = "Source";
 export function create(page) {
   const message = notice();
   const beam = h("input", { id: "beam", type: "number", min: 1, max: 16, value: 4, inputmode: "numeric" });
-  const alternatives = h("input", { id: "alternatives", type: "number", min: 1, max: 16, value: 3, inputmode: "numeric" });
+  const alternatives = h("input", { id: "alternatives", type: "number", min: 1, max: 16, value: 3,
+    inputmode: "numeric" });
   const list = h("ol", { class: "targets" });
   const heads = headBrowser();
   const cross = h("section", {}, h("h3", {}, "Where the best one looked"), heads.element);
@@ -32,13 +33,14 @@ export function create(page) {
     try {
       const run = page.run;
       await page.ready(run, message, signal);
-      const question = { run: run.id, text: page.text, beam: Number(beam.value), alternatives: Number(alternatives.value) };
+      const question = { run: run.id, text: page.text, beam: Number(beam.value),
+        alternatives: Number(alternatives.value) };
       const answer = await ask("/api/translate", question, signal);
       message.clear();
       list.replaceChildren(...answer.targets.map((target) => h("li", {},
         h("span", { class: "model-text" }, visible(target.text) || "(nothing)"),
-        h("span", { class: "value" }, `score ${number(target.score)}, log-probability ${number(target.log_probability)}, ` +
-          many(target.labels.length, "token")))));
+        h("span", { class: "value" }, `score ${number(target.score)}, ` +
+          `log-probability ${number(target.log_probability)}, ${many(target.labels.length, "token")}`))));
       content.hidden = false;
       cross.hidden = !answer.layers?.length;
       if (!cross.hidden) heads.set({ tokens: answer.targets[0].labels, source: answer.source, layers: answer.layers });
@@ -46,7 +48,7 @@ export function create(page) {
     } catch (error) {
       if (aborted(error)) return;
       content.hidden = true;
-      message.fail(error instanceof Failure ? error.message : `The page failed: ${error.message}`);
+      message.fail(inWords(error));
     } finally {
       if (!signal.aborted) content.removeAttribute("aria-busy");
     }
@@ -57,8 +59,8 @@ export function create(page) {
     h("div", { class: "field" }, h("label", { for: "beam" }, "Beams"), beam),
     h("div", { class: "field" }, h("label", { for: "alternatives" }, "Shown"), alternatives));
   const element = h("div", { class: "view" },
-    h("p", { class: "about" }, "The model turns the source into a target. It keeps the best few beginnings (beams) at " +
-      "every step. The score is the log-probability (nats) with a correction for length; nearer to 0 is better."),
+    h("p", { class: "about" }, "The model turns the source into a target. It keeps the best few beginnings (beams) " +
+      "at every step. The score is the log-probability (nats) with a correction for length; nearer to 0 is better."),
     form, message.element, content);
   return { element, refresh: () => {}, submit: translate, leave: () => flight.abort() };
 }

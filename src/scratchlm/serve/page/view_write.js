@@ -20,26 +20,29 @@ const MORE = [
   ["top_p", "Top p", { min: 0, max: 1, step: "any" }, ""],
   ["min_p", "Min p", { min: 0, max: 1, step: "any" }, ""],
 ];
-const HELP = "Temperature: 0 takes the most probable token each time, 1 draws as the model expects, more is wilder. Top k, " +
-  "top p and min p leave improbable tokens out.";
+const HELP = "Temperature: 0 takes the most probable token each time, 1 draws as the model expects, more is wilder. " +
+  "Top k, top p and min p leave improbable tokens out.";
 const MARKS = [1, 0.3, 0.1, 0.03, 0.01, 0.001];
 
 export function create(page) {
   const inputs = new Map();
   const field = ([name, words, range, value]) => {
-    const input = h("input", { id: `set-${name}`, type: "number", value, inputmode: "decimal", placeholder: "off", ...range });
+    const input = h("input", { id: `set-${name}`, type: "number", value, inputmode: "decimal", placeholder: "off",
+      ...range });
     inputs.set(name, input);
     return h("div", { class: "field" }, h("label", { for: input.id }, words), input);
   };
+
   const go = h("button", { type: "submit", class: "primary" }, "Continue the text");
   const stopper = h("button", { type: "button", disabled: true, onclick: stop }, "Stop");
   const reseed = h("button", { type: "button", onclick: () => {
     inputs.get("seed").value = 1 + Math.floor(Math.random() * 99999);
     start();
   } }, "Another seed");
-  const form = h("form", { class: "controls", novalidate: true, onsubmit: (event) => { event.preventDefault(); start(); } },
+  const form = h("form", { class: "controls", novalidate: true, onsubmit: submitted },
     h("div", { class: "buttons" }, go, stopper, reseed), SETTINGS.map(field),
-    h("details", {}, h("summary", {}, "More settings"), h("div", { class: "controls" }, MORE.map(field)), h("p", { class: "note" }, HELP)));
+    h("details", {}, h("summary", {}, "More settings"), h("div", { class: "controls" }, MORE.map(field)),
+      h("p", { class: "note" }, HELP)));
   const problem = h("p", { class: "notice failed", role: "alert", hidden: true });
   const steered = h("div", { class: "notice hint", hidden: true });
   const legend = h("p", { class: "legend" }, h("span", {}, "Shaded: how little the model expected the token"),
@@ -60,6 +63,11 @@ export function create(page) {
   page.changed = () => {
     stopper.disabled = !writing();
   };
+
+  function submitted(event) {
+    event.preventDefault();
+    start();
+  }
 
   function start() {
     const wrong = [...inputs.values()].find((input) => !input.validity.valid);
@@ -87,14 +95,19 @@ export function create(page) {
       columns.get(run.id).refresh();
     }
     const changes = page.runsOf("generate").flatMap((run) => page.changes(run));
+    const told = changes.map((one) => `sense ${one.sense} of ${quoted(one.label)} × ${one.scale}`).join(", ");
     steered.hidden = changes.length === 0;
-    steered.replaceChildren(h("span", {}, `With ${changes.map((one) => `sense ${one.sense} of ${quoted(one.label)} × ${one.scale}`).join(", ")}.`),
-      h("button", { type: "button", onclick: () => { page.runs.forEach((run) => page.change(run, [])); refresh(); } }, "Without"));
+    steered.replaceChildren(`With ${told}.`, h("button", { type: "button", onclick: unsteer }, "Without"));
+  }
+
+  function unsteer() {
+    for (const run of page.runs) page.change(run, []);
+    refresh();
   }
 
   const element = h("div", { class: "view" },
-    h("p", { class: "about" }, "The model continues the prompt by one token after another and does not chat. Point at a " +
-      "written token to see what else could have come; choose one of these and the text goes on from there."),
+    h("p", { class: "about" }, "The model continues the prompt by one token after another and does not chat. Point at " +
+      "a written token to see what else could have come; choose one of these and the text goes on from there."),
     form, problem, steered, legend, grid,
     h("p", { class: "note keys" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"), " continues, ", h("kbd", {}, "Esc"),
       " stops, arrow keys move among the tokens, ", h("kbd", {}, "Enter"), " opens one."));
