@@ -46,7 +46,7 @@ SETTINGS = {
 SHAPES = {
     "gpt": {"context": 32, "dim": 16, "depth": 2, "heads": 2},
     "backpack": {"context": 32, "dim": 16, "depth": 1, "heads": 2, "senses": 4},
-    "lstm": {"dim": 12, "depth": 2},
+    "lstm": {"dim": 12, "hidden_dim": 12, "depth": 2},
     "cnn": {"dim": 8, "depth": 3, "dilations": 3, "kernel": 3},  # sees 1 + 2 (1 + 2 + 4) = 15 tokens
     "transformer": {"dim": 16, "depth": 2, "heads": 2, "hidden_dim": 24, "context": 24, "source_context": 24},
 }
@@ -103,7 +103,7 @@ def train(folder: Path) -> Path:
 def folders(tmp_path_factory) -> dict[str, Path]:
     """A run of each of these architectures."""
     where = tmp_path_factory.mktemp("runs")
-    found = {arch: train(new_run(where, arch, arch)) for arch in SHAPES}
+    found = {arch: train(new_run(where, arch, arch, steps=60 if arch == "backpack" else 2)) for arch in SHAPES}
     marked = "".join(f"{HOSTILE} \u202e\u0007{number}\n" for number in range(60)) + "e\u0301ü€😀" * 20
     found["hostile"] = train(new_run(where, "gpt", "<b onclick=alert(1)>\u202erun", marked, tokenizer="bpe", vocab_size=330))
     return found
@@ -170,6 +170,11 @@ def no_wider_than_the_window(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
+def percent(share: float) -> str:
+    """As the page writes it."""
+    return f"{100 * share:#.{2 if share < 0.1 else 3}g}%"
+
+
 def tokens_of(folder: Path, text: str):
     model, tokenizer = scratchlm.load(folder)
     return model, tokenizer.encode(text)
@@ -228,6 +233,7 @@ def test_the_same_seed_writes_the_same_text(visit, alone):
 
 def test_escape_stops_and_so_does_leaving(visit, alone):
     page = visit(alone)
+    page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Tokens", exact=True).fill("1000")
     places = alone.desk.writing.places
     for stop in (lambda: page.keyboard.press("Escape"), page.get_by_role("button", name="Stop").click, page.close):
@@ -333,7 +339,7 @@ def test_attention_of_every_layer_and_head(visit, alone):
     page.get_by_role("application").focus()
     for key in ["ArrowRight", *["ArrowDown"] * 3, *["ArrowRight"] * 2]:
         page.keyboard.press(key)
-    expect(page.locator(".large .readout")).to_contain_text(f"“n” (4) looks at “a” (3): weight {100 * weight:.3g}%")
+    expect(page.locator(".large .readout")).to_contain_text(f"“n” (4) looks at “a” (3): weight {percent(weight)}")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     expect(page.locator(".large .readout")).to_contain_text("may not see")
@@ -362,7 +368,7 @@ def test_a_sense_slider_changes_the_next_token_at_once(visit, servers, folders):
     def shares(changed):
         read = torch.tensor([ids])
         with torch.no_grad():
-            return 100 * changed.readout(changed(read, changed.initial_state(1))[0][0, -1]).softmax(-1)
+            return changed.readout(changed(read, changed.initial_state(1))[0][0, -1]).softmax(-1)
 
     slider = page.get_by_role("slider", name="Sense 1")
     slider.focus()
@@ -370,7 +376,7 @@ def test_a_sense_slider_changes_the_next_token_at_once(visit, servers, folders):
         page.keyboard.press("ArrowRight")
     expect(page.get_by_text("Changed: sense 1 of “a” × 3.")).to_be_visible()
     before, after = shares(model).max(), shares(steer(model, scales={(ids[2], 1): 3.0}))[shares(model).argmax()]
-    expect(rows.first.locator(".value")).to_have_text(f"{before:.3g}% → {after:.3g}%")
+    expect(rows.first.locator(".value")).to_have_text(f"{percent(before)} → {percent(after)}")
 
     page.get_by_role("button", name="Write with these senses").click()
     expect(page.get_by_text("With sense 1 of “a” × 3")).to_be_visible()
@@ -420,6 +426,7 @@ def test_the_field_of_a_cnn_ends_exactly(visit, servers):
 
 def test_a_translation_and_where_it_looked(visit, servers):
     page = visit(servers["pairs"])
+    assert page.get_by_label("Source").input_value() == ""
     page.get_by_label("Source").fill("abca")
     page.get_by_label("Shown").fill("9")
     page.get_by_role("button", name="Translate").click()
@@ -442,6 +449,7 @@ def test_a_run_that_is_still_training(visit, tmp_path):
     with serving(folder) as served:
         page = visit(served, ready=False)
         expect(page.get_by_text("no checkpoint yet", exact=True)).to_be_visible()
+        page.get_by_label("Prompt").fill(PROMPT)
         page.get_by_role("button", name="Continue the text").click()
         expect(page.get_by_text("This run has no checkpoint yet.")).to_be_visible()
         metrics = folder / "metrics.jsonl"
@@ -541,10 +549,11 @@ def serious(page: Page) -> list[str]:
     return [f"{one['id']}: {[node['html'] for node in one['nodes'][:2]]}" for one in found if one["impact"] in ("serious", "critical")]
 
 
-def fill_view(page: Page, view: str) -> None:
+def fill_view(page: Page, served: str, view: str) -> None:
     """Have the view show something."""
+    if view != "curve":
+        page.locator("#text").fill("abca" if served == "pairs" else PROMPT)
     if view in ("write", "translate"):
-        page.locator("#text").fill("abca" if view == "translate" else PROMPT)
         page.keyboard.press("Control+Enter")
         done = page.locator(".targets li") if view == "translate" else page.get_by_text("tokens in")
         expect(done.last).to_be_visible()
@@ -562,7 +571,7 @@ def test_nothing_serious_for_axe(visit, servers, theme):
     found = {}
     for name, view in VIEWS:
         page = visit(servers[name], view, color_scheme=theme)
-        fill_view(page, view)
+        fill_view(page, name, view)
         found[name, view] = serious(page)
         page.close()
     assert {key: value for key, value in found.items() if value} == {}
@@ -571,7 +580,7 @@ def test_nothing_serious_for_axe(visit, servers, theme):
 def test_every_view_fits_a_phone_and_a_desk(visit, servers):
     for name, view in VIEWS:
         page = visit(servers[name], view, viewport={"width": 360, "height": 740})
-        fill_view(page, view)
+        fill_view(page, name, view)
         for width in (360, 768, 1440):
             page.set_viewport_size({"width": width, "height": 740})
             assert no_wider_than_the_window(page), (name, view, width)

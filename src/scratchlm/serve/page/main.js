@@ -63,7 +63,7 @@ const served = models($("runs"), $("server"), (runs) => {
     tabs.replaceChildren(...there.map((view) => h("button", { type: "button", role: "tab", id: `tab-${view.id}`,
       tabindex: -1, "aria-selected": "false", "aria-controls": `panel-${view.id}` }, view.title)));
     panels.replaceChildren(...there.map(panel));
-    const asked = wanted && there.find((view) => view.id === wanted); // it may come only when a model is loaded
+    const asked = there.find((view) => view.id === wanted); // it may come only when a model is loaded
     const waits = runs.every((run) => run.status === "waiting");
     const first = asked ?? (there.includes(shown) ? shown : waits && there.includes(curve) ? curve : there[0]);
     if (first) show(first);

@@ -26,7 +26,12 @@ export function models(list, trouble, changed) {
   let timer;
   let waiting = [];
 
-  const name = (run) => visible(run.name);
+  /** The end of a run's path, or all of it where that does not tell two apart. */
+  function name(run) {
+    const end = ({ name: path }) => path.split("/").slice(-2).join("/");
+    const alike = runs.some((other) => other.id !== run.id && end(other) === end(run));
+    return visible(alike ? run.name : end(run));
+  }
 
   /** What a model can show is known once it is loaded; until then, what any can, so that a person can begin. */
   const withViews = (run) => {
@@ -47,7 +52,7 @@ export function models(list, trouble, changed) {
     ].filter(Boolean);
     const fresh = run.status === "ready" && run.newest > run.step;
     return h("li", { class: "run" },
-      h("span", { class: "who" }, h("strong", {}, name(run)),
+      h("span", { class: "who" }, h("strong", { title: visible(run.name) }, name(run)),
         h("span", { class: "pill", "data-status": run.status }, STATUS[run.status] ?? visible(run.status)),
         run.training ? h("span", { class: "pill", "data-status": "training" }, "training") : null),
       h("span", { class: "facts" }, facts.join(" · ")),

@@ -14,7 +14,7 @@ const hex = (value) => value.toString(16).padStart(2, "0");
 
 export function create(page) {
   const summary = h("p", { class: "figures" });
-  const list = h("div", { class: "pieces model-text", role: "listbox", "aria-label": "Tokens" });
+  const list = h("div", { class: "pieces model-text", role: "listbox", "aria-label": "The pieces" });
   const readout = h("p", { class: "readout", role: "status" });
   const content = h("div", {}, summary, list, readout);
   let pieces = [];

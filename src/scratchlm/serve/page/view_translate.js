@@ -9,6 +9,8 @@ export const title = "Translate";
 export const needs = "translate";
 export const label = "Source";
 
+const START = "<end>"; // what a target begins with
+
 export function create(page) {
   const message = notice();
   const beam = h("input", { id: "beam", type: "number", min: 1, max: 16, value: 4, inputmode: "numeric" });
@@ -43,7 +45,10 @@ export function create(page) {
           `log-probability ${number(target.log_probability)}, ${many(target.labels.length, "token")}`))));
       content.hidden = false;
       cross.hidden = !answer.layers?.length;
-      if (!cross.hidden) heads.set({ tokens: answer.targets[0].labels, source: answer.source, layers: answer.layers });
+      if (!cross.hidden) {
+        const tokens = [START, ...answer.targets[0].labels];
+        heads.set({ tokens, source: answer.source, layers: answer.layers });
+      }
       page.announce(`The best translation is ${answer.targets[0].text}`);
     } catch (error) {
       if (aborted(error)) return;

@@ -1,7 +1,7 @@
 // Write: each model goes on with the prompt, token by token.
 
 import { column, surprise } from "./column.js";
-import { h, percent, quoted } from "./dom.js";
+import { h, quoted } from "./dom.js";
 
 export const id = "write";
 export const title = "Write";
@@ -49,7 +49,7 @@ export function create(page) {
     MARKS.map((probability) => {
       const swatch = h("span", { class: "token", "aria-hidden": "true" }, " ");
       swatch.style.setProperty("--w", `${Math.round(60 * surprise(probability))}%`);
-      return h("span", { class: "mark" }, swatch, percent(probability));
+      return h("span", { class: "mark" }, swatch, `${100 * probability}%`);
     }));
   const grid = h("div", { class: "columns" });
   const columns = new Map();
