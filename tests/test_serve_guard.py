@@ -150,15 +150,16 @@ def test_values_out_of_bounds_are_refused(client, field):
     body = '{"run": "a", "prompt": "a", ' + field + "}"
     answer = client.post("/api/generate", content=body, headers={"content-type": "application/json"})
     message = refusal(answer, 400 if "9999" in field else 422)
-    if "9999" not in field:
-        assert field.split('"')[1].replace("\\ud800", "\\ud800") in message
+    if "9999" not in field and not field.startswith('"\\ud800"'):
+        assert field.split('"')[1] in message
     assert not client.desk.writing.places
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", "null", "[" * 100_000, b"\xff\xfe", '{"run": "a"}', '"a"', "\x00"])
 def test_what_is_no_request(client, body):
     answer = client.post("/api/pieces", content=body, headers={"content-type": "application/json"})
-    refusal(answer, 400 if body and body[0] in ("[", 255) and len(body) != 2 or body == b"\xff\xfe" else 422)
+    message = refusal(answer, 400 if len(body) > 1000 else 422)
+    assert "body" in message or "run" in message or "text" in message
 
 
 def test_an_unknown_field_is_named(client):

@@ -91,6 +91,10 @@ def command(
             if open_ and _has_browser():
                 webbrowser.open(url)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            desk.worker.stop()  # texts that are being written end
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1, ws="none"
     )

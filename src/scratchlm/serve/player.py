@@ -71,7 +71,6 @@ class Player:
             "title": type(self.model).__name__,
             "parameters": self.parameters,
             "step": self.step,
-            "val_loss": self.val_loss,
             "device": self.device,
             "context": self.model.context,
             "views": self.views,
