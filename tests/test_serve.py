@@ -1,6 +1,7 @@
 """scratchlm play, what it answers: compared with the library called by hand."""
 
 import asyncio
+import itertools
 import json
 import math
 import threading
@@ -107,7 +108,9 @@ def test_runs_say_what_they_are(clients, folders):
 
 def test_every_architecture_can_be_played_with(tmp_path):
     for arch in MODELS:
-        with serving(make_run(tmp_path / arch, arch, sides() if arch == "transformer" else characters()).path) as client:
+        with serving(
+            make_run(tmp_path / arch, arch, sides() if arch == "transformer" else characters()).path
+        ) as client:
             (run,) = client.get("/api/runs").json()["runs"]
             assert (run["status"], run["title"].lower()) == ("ready", arch)
             assert "influence" in run["views"]
@@ -369,7 +372,7 @@ def test_two_texts_take_turns_token_by_token(folders, monkeypatch):
         callers = [Caller(app, "/api/generate", {"run": id_, "prompt": "a", "tokens": 20}) for id_ in "ab"]
         await asyncio.gather(*(caller.task for caller in callers))
         assert sorted(order) == ["a"] * 20 + ["b"] * 20
-        changes = sum(one != other for one, other in zip(order, order[1:], strict=False))
+        changes = sum(one != other for one, other in itertools.pairwise(order))
         assert changes >= 30  # whoever began first has some tokens alone
 
     in_a_loop([folders["lstm"], folders["gpt"]], check)

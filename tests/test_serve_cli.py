@@ -123,6 +123,8 @@ def test_other_machines_are_let_in_with_a_token(folder, loopback):
 
 
 def test_the_page_is_answered_before_torch_is_there():
-    script = "import sys, scratchlm.serve.app, scratchlm.cli.play; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    script = (
+        "import sys, scratchlm.serve.app, scratchlm.cli.play; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -76,7 +76,14 @@ def test_a_form_of_another_site_is_no_request(client):
 
 def test_with_a_token_nobody_asks_without_it(remote):
     body = {"run": "a", "text": "a"}
-    for value in ("Bearer wrong", "Bearer ", "s3cret", "Basic s3cret", "Bearer s3cret2", "bearer\u00e9".encode("latin-1")):
+    for value in (
+        "Bearer wrong",
+        "Bearer ",
+        "s3cret",
+        "Basic s3cret",
+        "Bearer s3cret2",
+        "bearer\u00e9".encode("latin-1"),
+    ):
         answer = remote.post("/api/pieces", json=body, headers={"authorization": value})
         assert "token" in refusal(answer, 401)
         assert "s3cret" not in answer.text

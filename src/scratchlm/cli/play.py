@@ -126,5 +126,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _has_browser() -> bool:
     """Whether a person sits before this machine: without a display, text browsers would take the terminal."""
-    display = os.name == "nt" or sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    display = (
+        os.name == "nt" or sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
     return bool(display) and sys.stdout is not None and sys.stdout.isatty()
