@@ -91,6 +91,10 @@ def command(
             if open_ and _has_browser():
                 webbrowser.open(url)
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            desk.worker.stop()  # texts that are being written end
+            await super().shutdown(sockets)
+
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1, ws="none"
     )
@@ -122,5 +126,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _has_browser() -> bool:
     """Whether a person sits before this machine: without a display, text browsers would take the terminal."""
-    display = os.name == "nt" or sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    display = (
+        os.name == "nt" or sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
     return bool(display) and sys.stdout is not None and sys.stdout.isatty()

@@ -24,7 +24,7 @@ class CarriedLayer:
 def carried_states(model: LanguageModel, tokens: Sequence[int]) -> list[CarriedLayer]:
     """The vectors of all recurrent layers after each token; none where the model has no such layers.
 
-    Layers are counted from 1. A layer shows them as vectors of each token, where attention shows a matrix for each head.
+    Layers are counted from 1. They show a vector for each token, where attention shows a row for each head too.
     """
     if model.takes_source:
         return []

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 
 from scratchlm.serve.guard import Message, Receive, Send
-from scratchlm.serve.turns import Turn, Worker
+from scratchlm.serve.turns import ClosingError, Turn, Worker
 
 Event = Mapping[str, Any]
 _END = object()
@@ -83,7 +83,7 @@ class EventStream(_Worked):
                     yield _event(self._waiting(before))
             while (event := await self._next()) is not _END:
                 yield _event(event)
-        except ValueError as error:
+        except (ValueError, ClosingError) as error:
             yield _event(self._failed(str(error)))
         except Exception:
             logging.getLogger(__name__).exception("while a text was written")

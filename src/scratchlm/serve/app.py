@@ -20,7 +20,7 @@ from scratchlm.serve import wire
 from scratchlm.serve.answers import EventStream, WholeAnswer
 from scratchlm.serve.guard import ASGIApp, Door, Guard, error_body, openai_error
 from scratchlm.serve.runs import NotReadyError, Run
-from scratchlm.serve.turns import BusyError, Turns, Worker
+from scratchlm.serve.turns import BusyError, ClosingError, Turns, Worker
 
 PAGE = Path(__file__).parent / "page"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -88,11 +88,12 @@ def _handle_errors(app: FastAPI) -> None:
     handle(ValueError, 422)  # InputError among them
     handle(NotReadyError, 409)
     handle(BusyError, 503)
+    handle(ClosingError, 503)
     handle(Exception, 500, lambda _: "something went wrong here; the terminal says more")  # which prints it
 
     @app.exception_handler(HTTPException)
     def http_error(request: Request, error: HTTPException) -> Response:
-        return answer(request, error.status_code, str(error.detail))
+        return answer(request, error.status_code, error.detail)
 
 
 def _add_page(app: FastAPI) -> None:

@@ -6,7 +6,6 @@ are refused, and a prompt is text, not ids. Called by one thread alone, but for 
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -89,9 +88,7 @@ class Completion:
         many = asked.n or 1
         self.player, self.asked, self.seed = player, asked, seed
         self.most = 16 if asked.max_tokens is None else asked.max_tokens
-        self.sampling = Sampling(
-            temperature=1.0 if asked.temperature is None else asked.temperature, top_p=asked.top_p
-        )
+        self.sampling = Sampling(temperature=1.0 if asked.temperature is None else asked.temperature, top_p=asked.top_p)
         self.head = {"id": id_, "object": "text_completion", "created": int(time.time()), "model": asked.model}
         self.choices: list[_Choice] = []
         self.prompt_tokens = 0

@@ -71,7 +71,6 @@ class Player:
             "title": type(self.model).__name__,
             "parameters": self.parameters,
             "step": self.step,
-            "val_loss": self.val_loss,
             "device": self.device,
             "context": self.model.context,
             "views": self.views,
@@ -161,9 +160,7 @@ class Player:
         self.expect("generate")
         for token in asked.continuation:
             self.tokenizer.check_id(token)
-        sampling = Sampling(
-            temperature=asked.temperature, top_k=asked.top_k, top_p=asked.top_p, min_p=asked.min_p
-        )
+        sampling = Sampling(temperature=asked.temperature, top_k=asked.top_k, top_p=asked.top_p, min_p=asked.min_p)
         return self._events(asked, sampling, self.prompt(asked.prompt), self.changed(asked.changes))
 
     def _events(
@@ -195,7 +192,8 @@ class Player:
             vocab_size=self.tokenizer.vocab_size,
             watch=lambda rows, logits: drawn_from.append(logits[0].float().cpu()),
         )
-        for count, (_, token) in enumerate(drawn, 1):
+        for _, token in drawn:
+            count += 1
             scored = self.scored(token, drawn_from.pop(), asked.alternatives)
             yield {"type": "token", **scored, "text": decoder.push(token)}
         reason = "length" if count == asked.tokens else "end_of_text"

@@ -36,8 +36,8 @@ class Run:
         self._checkpoint, self._device = checkpoint, device
         try:
             there, folder = (self.path / "config.json").is_file(), self.path.is_dir()
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {error}") from error
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
         if not there:
             what = "has no config.json, so it is no run's folder" if folder else "is no folder"
             raise InputError(f"{path} {what}; give the folder that scratchlm train wrote, such as runs/gpt")
@@ -166,6 +166,8 @@ class Run:
         }
         if self.player is not None:
             described |= self.player.described()
+            scored = (line["val_loss"] for line in metrics if line["step"] == self.player.step and "val_loss" in line)
+            described["val_loss"] = next(scored, self.player.val_loss)
         if metrics:
             described["views"] = [*described["views"], "curve"]
         return described

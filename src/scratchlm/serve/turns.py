@@ -10,6 +10,10 @@ class BusyError(Exception):
     """All turns and all places to wait are taken."""
 
 
+class ClosingError(Exception):
+    """The server ends."""
+
+
 class Turn:
     """A place in the row: the first ones are served, the others wait."""
 
@@ -65,14 +69,21 @@ class Worker:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="models")
+        self._stopped = False
 
     def submit(self, function: Any, *arguments: Any) -> Future[Any]:
         """Have the thread call this when it has done what it was given before."""
         return self._pool.submit(function, *arguments)
 
     async def __call__(self, function: Any, *arguments: Any) -> Any:
-        """What the function returns, called in the thread."""
+        """What the function returns, called in the thread. Raises ClosingError once it has stopped."""
+        if self._stopped:
+            raise ClosingError("the server is being closed")
         return await asyncio.wrap_future(self.submit(function, *arguments))
+
+    def stop(self) -> None:
+        """Take no more from requests, which end with that."""
+        self._stopped = True
 
     def close(self) -> None:
         """Call nothing any more, but for what has begun."""

@@ -112,10 +112,11 @@ class AskedCompletion(_Body):
 
 
 def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
-    """What is wrong with a body, as pydantic found it."""
+    """What is wrong with a body, or with what stands behind the path, as pydantic found it."""
     said = []
     for error in errors[:3]:
-        place = ".".join(str(part) for part in error["loc"] if part != "body")
-        what = "is an unknown field" if error["type"] == "extra_forbidden" else error["msg"]
-        said.append(f"{place}: {what}" if place else what)
+        if error["type"] == "json_invalid":
+            return "the body is no JSON"
+        place = ".".join(map(str, error["loc"][1:])) or "the body"
+        said.append(f"{place}: {'is an unknown field' if error['type'] == 'extra_forbidden' else error['msg']}")
     return "; ".join(said).encode("utf-8", "backslashreplace").decode()
