@@ -540,6 +540,27 @@ def test_a_translation(ask, refused, folders):
     assert "has no translate" in refused("gpt", "translate", text="a")
 
 
+def test_a_model_that_reads_pairs_as_one_text(tmp_path):
+    with serving(make_run(tmp_path / "run", "gpt", sides(), context=8).path) as client:
+
+        def ask(path, **body):
+            answer = client.post(f"/api/{path}", json={"run": "a", **body})
+            return answer.status_code, answer.json()
+
+        assert client.get("/api/runs").json()["runs"][0]["views"] == ["pieces", "influence", "attention", "translate"]
+        status, found = ask("attention", text="abc", target="B A")
+        assert (status, found["source"], found["tokens"]) == (200, None, ["a", "b", "c", "<end>", "B", "A"])
+        status, found = ask("attention", text="abcabcabc")
+        assert (status, found["cut"], found["tokens"][:7]) == (200, True, [*"abcabc", "<end>"])
+        status, found = ask("field", text="abc")
+        assert (status, found["tokens"]) == (200, ["a", "b", "c", "<end>"])
+        status, found = ask("translate", text="abc")
+        assert (status, found["layers"], len(found["targets"])) == (200, [], 3)
+        status, found = ask("translate", text="abcabcabc")
+        assert (status, "shorten it" in found["error"]["message"]) == (422, True)
+        assert ask("generate", prompt="a")[0] == 422
+
+
 def test_numbers_that_are_none_are_said_and_not_sent(tmp_path, monkeypatch):
     with serving(make_run(tmp_path / "wild", "lstm", characters()).path) as client:
         model = client.desk.runs[0].player.model

@@ -48,6 +48,7 @@ class Player:
         found, _ = run.find(checkpoint)
         model, tokenizer = load_checkpoint(run, found, chosen)
         player = cls(run, model, tokenizer, found.step)
+        runtime.few_threads(player.parameters)
         loss = found.state().get("val_loss")
         player.val_loss = loss if loss is not None and math.isfinite(loss) else None
         return player
@@ -60,7 +61,7 @@ class Player:
             "attention": has_attention(self.model),
             "senses": self.model.has_senses,
             "states": bool(carried_states(self.model, [self.tokenizer.start])),
-            "field": hasattr(self.model.config, "receptive_field"),
+            "field": hasattr(self.model.config, "dilation"),  # as a CNN's has
             "translate": self.pairs,
         }
         return [view for view, has in there.items() if has]
