@@ -95,7 +95,7 @@ def test_runs_say_what_they_are(clients, folders):
         "parameters": sum(p.numel() for p in model.parameters()), "step": 0, "newest": 0, "steps": None,
         "training": False, "val_loss": None, "vocab_size": tokenizer.vocab_size, "context": None, "device": "cpu",
         "pairs": False, "layers": 3, "heads": 0, "senses": 0, "views": ["generate", "pieces", "influence", "field"],
-        "note": "It continues text and does not chat.",
+        "example": None, "note": "It continues text and does not chat.",
     }  # fmt: skip
     assert other["views"] == ["generate", "pieces", "influence", "attention", "senses"]
     assert (other["senses"], other["heads"]) == (MODELS["backpack"].Config.tiny().senses, 2)
@@ -605,6 +605,7 @@ def test_a_run_that_is_still_training(tmp_path):
         assert (found["status"], found["steps"]) == ("ready", 12)
         assert found["step"] >= 4
         assert "curve" in found["views"]
+        assert " went up the hill, " in found["example"]
         early = client.get("/api/curve?run=a").json()
         assert early["training"]
         list(trained)

@@ -167,6 +167,7 @@ class Run:
             "heads": shape.get("heads", 0),
             "senses": shape.get("senses", 0),
             "views": [],
+            "example": None,
             "note": TRANSLATES if self.config.get("pairs") else WRITES,
         }
         if self.player is not None:
