@@ -15,10 +15,11 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/OWNER/scratchlm/blob/main/notebooks/backpack.ipynb)
 #
-# A Backpack gives each word several vectors, its senses. They depend on the word alone. A prediction is a weighted sum of the
-# senses of the words so far, and the context only decides the weights. So a prediction can be taken apart, exactly, and turned
-# like a radio: the network never mixes senses with anything but weights. The paper is "Backpack Language Models" (Hewitt et
-# al. 2023). Here you build the sum, check it, look into the senses of a model that you train, and turn them.
+# A Backpack gives each word several vectors, its senses. They depend on the word alone. A prediction is a weighted
+# sum of the senses of the words so far, and the context only decides the weights. So a prediction can be taken apart,
+# exactly, and turned like a radio: the network never mixes senses with anything but weights. The paper is "Backpack
+# Language Models" (Hewitt et al. 2023). Here you build the sum, check it, look into the senses of a model that you
+# train, and turn them.
 
 # %% [markdown]
 # ## Set up
@@ -61,8 +62,8 @@ close = torch.testing.assert_close
 # %% [markdown]
 # ## Build it
 #
-# Letters in shapes: **B** rows, **T** tokens, **D** width, **L** senses, **K** width of a sense's key, **V** tokens in the
-# vocabulary.
+# Letters in shapes: **B** rows, **T** tokens, **D** width, **L** senses, **K** width of a sense's key, **V** tokens
+# in the vocabulary.
 #
 # **Senses.** A network of two matrices turns the vector of a word into L vectors. It sees nothing but that word:
 #
@@ -81,10 +82,11 @@ close(C[1], C[3])
 print("token 1 stands at positions 1 and 3, and has the same senses at both")
 
 # %% [markdown]
-# **Weights.** Some network reads the words from left to right (a GPT, but any would do) and gives a vector $h_i$ at each
-# position. From these come, for each sense, a query and a key, and a softmax over the words so far:
+# **Weights.** Some network reads the words from left to right (a GPT, but any would do) and gives a vector $h_i$ at
+# each position. From these come, for each sense, a query and a key, and a softmax over the words so far:
 #
-# $$\alpha_{l,i,j} = \frac{e^{q_{l,i} \cdot k_{l,j} / \sqrt K}}{\sum_{m \le i} e^{q_{l,i} \cdot k_{l,m} / \sqrt K}} \quad (j \le i),
+# $$\alpha_{l,i,j} = \frac{e^{q_{l,i} \cdot k_{l,j} / \sqrt K}}
+# {\sum_{m \le i} e^{q_{l,i} \cdot k_{l,m} / \sqrt K}} \quad (j \le i),
 # \qquad 0 \quad (j > i)$$
 #
 # It is attention without values: the senses are the values.
@@ -120,8 +122,8 @@ logits = o @ E.T
 print("o", tuple(o.shape), "= (T, D), logits", tuple(logits.shape), "= (T, V)")
 
 # %% [markdown]
-# **Taking it apart.** $E$ is a matrix and the rest is a sum, so it may be applied to each part. What sense $l$ of word $j$ pushes
-# up and down is $E\, C(x_j)_l$, in any text; the context says how much of it:
+# **Taking it apart.** $E$ is a matrix and the rest is a sum, so it may be applied to each part. What sense $l$ of
+# word $j$ pushes up and down is $E\, C(x_j)_l$, in any text; the context says how much of it:
 #
 # $$\text{logit}_i[v] = \sum_j \sum_l \alpha_{l,i,j}\, \big(E_v \cdot C(x_j)_l\big)$$
 
@@ -143,11 +145,13 @@ plt.title(f"why token {winner}: {T * L} numbers that sum to {logits[-1, winner]:
 plt.show()
 
 # %% [markdown]
-# A GPT's logits cannot be taken apart like this: there each word's vector has been through many layers with all the others.
+# A GPT's logits cannot be taken apart like this: there each word's vector has been through many layers with all the
+# others.
 #
 # ## Check it
 #
-# First against torch. Its fused attention gives $\alpha$ if the values are the identity, and the whole sum if they are the senses.
+# First against torch. Its fused attention gives $\alpha$ if the values are the identity, and the whole sum if they
+# are the senses.
 
 # %%
 close(alpha, F.scaled_dot_product_attention(queries, keys, torch.eye(T).expand(L, T, T), is_causal=True))
@@ -199,8 +203,8 @@ print("the same logits as scratchlm's Backpack")
 # %% [markdown]
 # ## Overfit one batch
 #
-# A text as tokens that are words and parts of words, or a sense would be a sense of a letter. We learn a byte-pair encoding of
-# 1,000 tokens ([its own notebook](tokenizer.ipynb) tells how).
+# A text as tokens that are words and parts of words, or a sense would be a sense of a letter. We learn a byte-pair
+# encoding of 1,000 tokens ([its own notebook](tokenizer.ipynb) tells how).
 
 # %%
 text = corpora.get("shakespeare-tiny")
@@ -271,8 +275,8 @@ model, tokenizer = scratchlm.load(run.path)
 print(f"validation: {lines[-1]['val_loss']:.2f} nats per token; guessing has {math.log(V):.2f}")
 
 # %% [markdown]
-# **What do the senses say?** For each sense of some words: the tokens that it pushes up most, and down most, wherever the word
-# stands. Some speak clearly, some not at all; the model has read for half a minute.
+# **What do the senses say?** For each sense of some words: the tokens that it pushes up most, and down most, wherever
+# the word stands. Some speak clearly, some not at all; the model has read for half a minute.
 
 # %%
 words = ["king", "thou", "love"]
@@ -281,8 +285,8 @@ found = looking.look_up(model, known, range(V), top=6)
 looking.senses_figure(words, found, lambda token: repr(tokenizer.decode([token]))[1:-1].replace(" ", "\u00b7"))
 
 # %% [markdown]
-# **Where does each sense look?** The share of its weight that lies on the newest word. A sense near 1 knows what follows a word,
-# a table of pairs; one near 0 gathers what the text is about.
+# **Where does each sense look?** The share of its weight that lies on the newest word. A sense near 1 knows what
+# follows a word, a table of pairs; one near 0 gathers what the text is about.
 
 # %%
 windows = torch.from_numpy(run.splits()["validation"].windows(torch.arange(32).numpy() * 64, 64))
@@ -298,7 +302,8 @@ plt.ylabel("weight on the newest word")
 plt.show()
 
 # %% [markdown]
-# **Why this word?** A prediction taken apart, as we did by hand above: what each sense of each word adds to one logit.
+# **Why this word?** A prediction taken apart, as we did by hand above: what each sense of each word adds to one
+# logit.
 
 # %%
 prompt = tokenizer.encode("My lord, the king is dead. Long live the")
@@ -307,8 +312,8 @@ labels = [tokenizer.decode([token]).replace(" ", "\u00b7") for token in prompt]
 looking.contributions_figure(shown, labels, tokenizer.decode([shown.target]).replace(" ", "\u00b7"))
 
 # %% [markdown]
-# **Turn a sense.** Multiply sense $l$ of one word by a factor $f$. The weights stay, so the logits change by exactly what that
-# sense pushes, and the change is known before it is made:
+# **Turn a sense.** Multiply sense $l$ of one word by a factor $f$. The weights stay, so the logits change by exactly
+# what that sense pushes, and the change is known before it is made:
 #
 # $$\Delta\,\text{logits} = (f - 1) \sum_{j:\, x_j = w} \alpha_{l,i,j}\; E\, C(w)_l$$
 #
@@ -327,7 +332,8 @@ with torch.no_grad():
         turned = steer(model, scales={(word, sense): factor})
         measured = turned.readout(turned(read)[0])[0, -1] - before[0, -1]
         close(measured, (factor - 1) * amount[sense] * push[sense], rtol=1e-4, atol=1e-4)
-        print(f"sense {sense} of {tokenizer.decode([word])!r} times {factor}: changed as computed, to {measured.abs().max():.2f}")
+        largest = measured.abs().max()
+        print(f"sense {sense} of {tokenizer.decode([word])!r} times {factor}: as computed; the largest change {largest:.2f}")
 
 # %%
 factors = torch.linspace(0, 3, 61)
@@ -344,14 +350,14 @@ plt.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# No model was run for this picture: the 61 sliders are one outer product. `scratchlm play` has such sliders on a page, and
-# `scratchlm sample --sense` writes a text with senses turned.
+# No model was run for this picture: the 61 sliders are one outer product. `scratchlm play` has such sliders on a
+# page, and `scratchlm sample --sense` writes a text with senses turned.
 
 # %% [markdown]
 # ## Break it
 #
-# Five bugs, and each of them learns. Three are found by the contract suite (`tests/contract.py`), nine checks that every
-# architecture must pass. Two are not, and each of those shows another kind of check that a model needs.
+# Five bugs, and each of them learns. Three are found by the contract suite (`tests/contract.py`), nine checks that
+# every architecture must pass. Two are not, and each of those shows another kind of check that a model needs.
 
 # %%
 starts = torch.randint(0, len(data) - 26, (60, 8), generator=torch.Generator().manual_seed(2))
@@ -368,8 +374,9 @@ assert not contract.failed(tiny_backpack)
 right_weights = package.attention_weights
 
 # %% [markdown]
-# **Bug 1: no mask.** The trunk has its own, so it is easily forgotten in the layer of the weights. **Bug 2: the softmax over the
-# wrong axis**, `softmax(-2)`: for each word the shares of all positions sum to 1, and not for each position those of all words.
+# **Bug 1: no mask.** The trunk has its own, so it is easily forgotten in the layer of the weights. **Bug 2: the
+# softmax over the wrong axis**, `softmax(-2)`: for each word the shares of all positions sum to 1, and not for each
+# position those of all words.
 
 
 # %%
@@ -393,11 +400,11 @@ for name, function in (("no mask", unmasked), ("softmax over the wrong axis", wr
     assert "causal" in caught_by
 
 # %% [markdown]
-# **causal** changes later words and wants earlier features unmoved. The second bug fails it too: a share of all positions
-# depends on those that come later.
+# **causal** changes later words and wants earlier features unmoved. The second bug fails it too: a share of all
+# positions depends on those that come later.
 #
-# **Bug 3: the table of senses.** The senses of all words can be computed once and looked up, which is fast, and right until the
-# weights move. In training they get no gradient.
+# **Bug 3: the table of senses.** The senses of all words can be computed once and looked up, which is fast, and right
+# until the weights move. In training they get no gradient.
 
 
 # %%
@@ -445,11 +452,11 @@ else:
 assert (sums - 1).abs().max() > 0.5
 
 # %% [markdown]
-# Nothing is inconsistent: it is a causal model, only not this one. A **comparison with a reference** finds it, or the plain
-# property that the equation promises: each row sums to 1.
+# Nothing is inconsistent: it is a causal model, only not this one. A **comparison with a reference** finds it, or the
+# plain property that the equation promises: each row sums to 1.
 #
-# **Bug 5: senses of the context.** The network of senses is given $h$, which has read the text, in place of the word's own
-# vector $e$. Both have the same shape.
+# **Bug 5: senses of the context.** The network of senses is given $h$, which has read the text, in place of the
+# word's own vector $e$. Both have the same shape.
 
 
 # %%
@@ -479,8 +486,9 @@ print(f"senses of one word in two texts are apart by {(same - other).abs().max()
 assert (same - other).abs().max() > 1e-2
 
 # %% [markdown]
-# It learns well, it is causal, and it is worth nothing as a Backpack: a word has no senses any more that one could look up or
-# turn. What the model is *for* needs a check of its own, here that a word's senses are the same in any text.
+# It learns well, it is causal, and it is worth nothing as a Backpack: a word has no senses any more that one could
+# look up or turn. What the model is *for* needs a check of its own, here that a word's senses are the same in any
+# text.
 
 # %%
 figure, panels = plt.subplots(1, 5, figsize=(13, 2.6), sharey=True, layout="constrained")
@@ -500,8 +508,8 @@ assert all(losses[-1] < losses[0] - 0.5 for losses in curves.values()), "every o
 # The answers are in the hidden cells. Write your own into the empty cell below each: it takes the answer's place, and
 # the last cell checks it.
 #
-# **1.** Which factor of that sense makes the first two candidates equally probable? Set `factor`; `first` and `second` are
-# their tokens, `before`, `amount`, `push` and `sense` are as above. It may be negative.
+# **1.** Which factor of that sense makes the first two candidates equally probable? Set `factor`; `first` and
+# `second` are their tokens, `before`, `amount`, `push` and `sense` are as above. It may be negative.
 
 # %%
 first, second = before[0, -1].topk(2).indices.tolist()
@@ -523,8 +531,8 @@ assert abs(after[first] - after[second]) < 1e-3
 print(f"{factor:.2f}: {tokenizer.decode([first])!r} and {tokenizer.decode([second])!r} at {after[first]:.3f}: right")
 
 # %% [markdown]
-# **2.** If every sense looked at the newest word alone, the Backpack would be a bigram: a table (V, V) of logits. Write
-# `bigram_table(model)`.
+# **2.** If every sense looked at the newest word alone, the Backpack would be a bigram: a table (V, V) of logits.
+# Write `bigram_table(model)`.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 2
@@ -546,9 +554,9 @@ package.attention_weights = right_weights
 print("right")
 
 # %% [markdown]
-# **3.** While it writes, a Backpack keeps something of each word. Its senses are L D numbers. But the last matrix is linear:
-# $C_l = W_l g$ with $g$ of 4 D numbers, so the sum over words may come first. Write `mix(alpha, g, w)`: alpha (L, T, T), g (T, G),
-# w (L, D, G) to o (T, D), without ever having the senses of a word.
+# **3.** While it writes, a Backpack keeps something of each word. Its senses are L D numbers. But the last matrix is
+# linear: $C_l = W_l g$ with $g$ of 4 D numbers, so the sum over words may come first. Write `mix(alpha, g, w)`: alpha
+# (L, T, T), g (T, G), w (L, D, G) to o (T, D), without ever having the senses of a word.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 3

@@ -15,11 +15,12 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/OWNER/scratchlm/blob/main/notebooks/cnn.ipynb)
 #
-# A convolution predicts each token from the few before it, with the same weights at every position. Stack some, let each look
-# further apart than the one below, and a prediction depends on hundreds of tokens. Nothing waits for the step before, so all
-# positions are computed at once, and yet a text can be written token by token from a small memory. The parts are from WaveNet
-# (van den Oord et al. 2016: causal and dilated), from the gated convolutional network (Dauphin et al. 2017: the gate), and from
-# Bai et al. (2018), who asked whether one needs anything else. Here you build the convolution, its memory and the gate.
+# A convolution predicts each token from the few before it, with the same weights at every position. Stack some, let
+# each look further apart than the one below, and a prediction depends on hundreds of tokens. Nothing waits for the
+# step before, so all positions are computed at once, and yet a text can be written token by token from a small
+# memory. The parts are from WaveNet (van den Oord et al. 2016: causal and dilated), from the gated convolutional
+# network (Dauphin et al. 2017: the gate), and from Bai et al. (2018), who asked whether one needs anything else. Here
+# you build the convolution, its memory and the gate.
 
 # %% [markdown]
 # ## Set up
@@ -59,8 +60,8 @@ close = torch.testing.assert_close
 # %% [markdown]
 # ## Build it
 #
-# **One output.** It is a weighted sum of the input at its own position and of the $k - 1$ inputs before it. The weights are matrices, one
-# for each tap. Before the start there are zeros:
+# **One output.** It is a weighted sum of the input at its own position and of the $k - 1$ inputs before it. The
+# weights are matrices, one for each tap. Before the start there are zeros:
 #
 # $$y_t = b + \sum_{j=0}^{k-1} W_j\, x_{t-(k-1-j)}$$
 #
@@ -88,8 +89,8 @@ y = convolve_by_loops(x, weight, bias)
 print("x", tuple(x.shape), " W", tuple(weight.shape), " y", tuple(y.shape))
 
 # %% [markdown]
-# **Causal padding.** torch has a fast convolution, and it knows nothing of past and future: it slides over what it is given. So we give it
-# $(k - 1)$ zeros in front, and none behind. All the causality of the model is in that one line.
+# **Causal padding.** torch has a fast convolution, and it knows nothing of past and future: it slides over what it is
+# given. So we give it $(k - 1)$ zeros in front, and none behind. All the causality of the model is in that one line.
 
 
 # %%
@@ -110,8 +111,8 @@ close(convolve(x, weight, bias), layer(F.pad(x.transpose(1, 2), (K - 1, 0))).tra
 print("loops = padding and F.conv1d = nn.Conv1d on a padded input")
 
 # %% [markdown]
-# Do not trust a drawing of arrows. Ask the gradient who sees whom: the picture has a mark where output $t$ (down) depends on
-# input $s$ (across).
+# Do not trust a drawing of arrows. Ask the gradient who sees whom: the picture has a mark where output $t$ (down)
+# depends on input $s$ (across).
 
 
 # %%
@@ -166,11 +167,12 @@ def receptive_field(taps, dilations):
 
 seen = who_sees_whom(lambda x: third(second(first(x))), 20, C)
 assert int((seen[-1] > 0).sum()) == receptive_field(K, (1, 2, 4))
-print("three layers of three taps, dilations 1, 2, 4: see", receptive_field(K, (1, 2, 4)), "tokens, and the gradient agrees")
+print("three layers of three taps, dilations 1, 2, 4, see", receptive_field(K, (1, 2, 4)), "tokens; the gradient agrees")
 
 layers = range(1, 13)
 plt.figure(figsize=(5, 2.4))
-plt.semilogy(layers, [receptive_field(3, [2**i for i in range(n)]) for n in layers], "o-", label="dilations 1, 2, 4, ...")
+doubling = [receptive_field(3, [2**i for i in range(n)]) for n in layers]
+plt.semilogy(layers, doubling, "o-", label="dilations 1, 2, 4, ...")
 plt.semilogy(layers, [receptive_field(3, [1] * n) for n in layers], "s-", label="no dilation")
 plt.xlabel("layers")
 plt.ylabel("tokens seen")
@@ -178,8 +180,8 @@ plt.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# **The gate.** A convolution is linear. What makes it a network here is a gate: half of the outputs say what, the other half say how much of
-# it, between 0 and 1. The sum with the input lets many such blocks be stacked:
+# **The gate.** A convolution is linear. What makes it a network here is a gate: half of the outputs say what, the
+# other half say how much of it, between 0 and 1. The sum with the input lets many such blocks be stacked:
 #
 # $$[a; g] = \mathrm{conv}(\mathrm{LN}(x)) \qquad x' = x + W_o\, (a \odot \sigma(g)) + b_o$$
 
@@ -192,8 +194,9 @@ def gated_block(x, norm, weight, bias, output, dilation):
 
 
 # %% [markdown]
-# **One token at a time.** To write text we need outputs one by one. Recomputing everything for each new token would be a waste: an output needs only the
-# last $(k - 1) d$ inputs. Keep those, and throw the oldest away as a new one comes:
+# **One token at a time.** To write text we need outputs one by one. Recomputing everything for each new token would
+# be a waste: an output needs only the last $(k - 1) d$ inputs. Keep those, and throw the oldest away as a new one
+# comes:
 #
 # $$m_t = [x_{t-(k-1)d+1}, \ldots, x_t]$$
 
@@ -223,8 +226,8 @@ print("fed one by one, it says the same; it remembers", tuple(one_by_one.memory.
 # %% [markdown]
 # ## Check it
 #
-# `convolve` was compared with torch's own above. Now the package's layers, given our weights. `CausalConvolution` returns its
-# outputs and what the next chunk needs.
+# `convolve` was compared with torch's own above. Now the package's layers, given our weights. `CausalConvolution`
+# returns its outputs and what the next chunk needs.
 
 # %%
 ours = CausalConvolution(C, O, K, dilation=2, deviation=1.0).double()
@@ -332,9 +335,9 @@ written = scratchlm.generate(model, [tokenizer.encode("ROMEO:")], 200, temperatu
 print(tokenizer.decode(written))
 
 # %% [markdown]
-# How far does it see, and how far does it look? The first is the formula; the second is what it has learned. Take the log
-# probability of the right next character at one position, and measure its gradient with respect to the embedding of each
-# character before it. Average over many positions, before and after training.
+# How far does it see, and how far does it look? The first is the formula; the second is what it has learned. Take the
+# log probability of the right next character at one position, and measure its gradient with respect to the embedding
+# of each character before it. Average over many positions, before and after training.
 
 
 # %%
@@ -368,8 +371,9 @@ plt.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Right of the red line the gradient is exactly 0, at 127 characters, as the formula says. Left of it, most of the influence is
-# close by: the next character hangs on the last few. A receptive field is what a model can see, not what it uses.
+# Right of the red line the gradient is exactly 0, at 127 characters, as the formula says. Left of it, most of the
+# influence is close by: the next character hangs on the last few. A receptive field is what a model can see, not what
+# it uses.
 #
 # What does the gate do? Here is how open each unit of the first block is, over a line of text.
 
@@ -391,9 +395,9 @@ plt.show()
 # %% [markdown]
 # ## Break it
 #
-# Four bugs that were seen in public code. Each is a convolution that takes the place of the right one; with each the loss
-# still falls. The package's contract suite (`tests/contract.py`) has nine checks that every architecture must pass. Which of
-# them fail?
+# Four bugs that were seen in public code. Each is a convolution that takes the place of the right one; with each the
+# loss still falls. The package's contract suite (`tests/contract.py`) has nine checks that every architecture must
+# pass. Which of them fail?
 
 
 # %%
@@ -458,7 +462,7 @@ ends = {}
 for panel, (kind, expected) in zip(panels, bugs.items(), strict=True):
     losses = overfit(with_convolution(kind, fresh), steps=40, lr=3e-3)
     caught_by, ends[kind] = contract.failed(lambda kind=kind: tiny(kind)), losses[-1]
-    print(f"{kind.__name__:18} loss {losses[0]:.2f} -> {losses[-1]:.2f}, caught by: {', '.join(caught_by) or 'no check'}")
+    print(f"{kind.__name__:18} {losses[0]:.2f} -> {losses[-1]:.2f}, caught by: {', '.join(caught_by) or 'no check'}")
     assert expected in caught_by if expected else not caught_by
     assert losses[-1] < losses[0]
     panel.plot(right, color="grey", label="right")
@@ -472,16 +476,16 @@ print(f"the right one ends at {right[-1]:.2f}")
 assert ends[PaddedOnBothSides] < right[-1]
 
 # %% [markdown]
-# The one that cheats has the best loss. It reads the answer: the character that it should predict lies half a kernel ahead.
-# A loss that is too good is a bug until proved otherwise. **causal** needs no training to see it: change later tokens, and no
-# earlier feature may move.
+# The one that cheats has the best loss. It reads the answer: the character that it should predict lies half a kernel
+# ahead. A loss that is too good is a bug until proved otherwise. **causal** needs no training to see it: change later
+# tokens, and no earlier feature may move.
 #
-# `QueueOfTaps` and `ShiftedInPlace` have the right curve to the last digit, since training never uses the memory. Only who
-# writes text meets them: **stream** cuts a text into chunks in many ways and wants the features of the whole, **rollback**
-# goes on from an older state and wants what comes from it.
+# `QueueOfTaps` and `ShiftedInPlace` have the right curve to the last digit, since training never uses the memory.
+# Only who writes text meets them: **stream** cuts a text into chunks in many ways and wants the features of the
+# whole, **rollback** goes on from an older state and wants what comes from it.
 #
-# `DilationForgotten` passes all nine. It is a causal model in order, only another one than was asked for. What finds it is the
-# gradient: it must reach as far as the formula says, and no further.
+# `DilationForgotten` passes all nine. It is a causal model in order, only another one than was asked for. What finds
+# it is the gradient: it must reach as far as the formula says, and no further.
 
 
 # %%
@@ -552,8 +556,8 @@ assert bytes_kept == model.initial_state(1).nbytes
 print(f"{bytes_kept:,} bytes after one token and after a million: right")
 
 # %% [markdown]
-# **3.** Two causal convolutions after each other, with nothing between, are one causal convolution with more taps. Which?
-# Write `combined(first, second)` for one channel: two vectors of taps, the newest last, to one.
+# **3.** Two causal convolutions after each other, with nothing between, are one causal convolution with more taps.
+# Which? Write `combined(first, second)` for one channel: two vectors of taps, the newest last, to one.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 3
@@ -577,8 +581,8 @@ close(convolve(signal, combined(one, two).view(1, 1, -1), nothing), twice)
 print("right")
 
 # %% [markdown]
-# **4.** A block pads with zeros after its norm. Why not before? Set `padded` to what the norm below makes of a padding of
-# zeros; then ask which check would fail, since the memory starts with zeros.
+# **4.** A block pads with zeros after its norm. Why not before? Set `padded` to what the norm below makes of a
+# padding of zeros; then ask which check would fail, since the memory starts with zeros.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 4

@@ -15,11 +15,12 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/OWNER/scratchlm/blob/main/notebooks/comparison.ipynb)
 #
-# "Ours is better by 0.02." Better at the same size? On the same text, after as much of it? With another seed too? Most wrong
-# results in this field come from a comparison that was not one. Melis et al. ("On the State of the Art of Evaluation in Neural
-# Language Models", 2018) tuned several architectures with the same care, and the order of the published figures turned round;
-# Bouthillier et al. ("Accounting for Variance in Machine Learning Benchmarks", 2021) measured how far luck alone moves a result.
-# Here you make budgets equal, learn to read several seeds, run a small comparison, and watch five ways to be fooled.
+# "Ours is better by 0.02." Better at the same size? On the same text, after as much of it? With another seed too?
+# Most wrong results in this field come from a comparison that was not one. Melis et al. ("On the State of the Art of
+# Evaluation in Neural Language Models", 2018) tuned several architectures with the same care, and the order of the
+# published figures turned round; Bouthillier et al. ("Accounting for Variance in Machine Learning Benchmarks", 2021)
+# measured how far luck alone moves a result. Here you make budgets equal, learn to read several seeds, run a small
+# comparison, and watch five ways to be fooled.
 
 # %% [markdown]
 # ## Set up
@@ -71,8 +72,9 @@ text = corpora.get("shakespeare-tiny")[:250_000]
 # %% [markdown]
 # ## Build it
 #
-# **Equal size.** Architectures count their parameters in different ways. So the *number* is made equal, and each takes the shape
-# that its number gives. The number of a model of width D grows with $D^2$; try widths and take the nearest:
+# **Equal size.** Architectures count their parameters in different ways. So the *number* is made equal, and each
+# takes the shape that its number gives. The number of a model of width D grows with $D^2$; try widths and take the
+# nearest:
 #
 # $$D^* = \arg\min_D\; \lvert n(D) - n_{\text{budget}} \rvert$$
 
@@ -103,8 +105,8 @@ plt.show()
 # %% [markdown]
 # "The same width" would have given some of them twice as many parameters as others.
 #
-# **Equal text.** A step reads batch x window tokens. All models get the same batches in the same order, and as many steps as the
-# budget of tokens pays for:
+# **Equal text.** A step reads batch x window tokens. All models get the same batches in the same order, and as many
+# steps as the budget of tokens pays for:
 #
 # $$\text{steps} = \left\lfloor \frac{\text{tokens}}{\text{batch} \cdot \text{window}} \right\rfloor$$
 #
@@ -119,14 +121,15 @@ def bits_per_byte(nats_per_token, tokens, size):
 
 
 # %% [markdown]
-# **Several seeds.** A seed decides the first weights and the order of the batches. Train with $n$ seeds and each model has $n$
-# losses; their mean and standard deviation are
+# **Several seeds.** A seed decides the first weights and the order of the batches. Train with $n$ seeds and each
+# model has $n$ losses; their mean and standard deviation are
 #
 # $$\bar x = \frac 1n \sum x_i \qquad s = \sqrt{\frac{1}{n - 1} \sum (x_i - \bar x)^2}$$
 #
-# **Differences in pairs.** Two models that were trained with the same seed have read the same batches: what was hard for one was
-# hard for the other. Subtract seed by seed, and that part of the luck is gone. Of the $n$ differences $d_i$ ask how far their mean
-# may be off. Student (1908) has the answer, with a factor $t$ that is large where $n$ is small:
+# **Differences in pairs.** Two models that were trained with the same seed have read the same batches: what was hard
+# for one was hard for the other. Subtract seed by seed, and that part of the luck is gone. Of the $n$ differences
+# $d_i$ ask how far their mean may be off. Student (1908) has the answer, with a factor $t$ that is large where $n$ is
+# small:
 #
 # $$\bar d \pm t_{n-1} \frac{s_d}{\sqrt n}$$
 
@@ -161,8 +164,8 @@ print(f"means apart by {mean:.3f}; each spreads by {ours.std():.3f}; in pairs it
 #
 # ## Check it
 #
-# The deviation is torch's. And does the interval keep its promise? Invent a true difference, draw three seeds again and again,
-# and count how often the interval holds it.
+# The deviation is torch's. And does the interval keep its promise? Invent a true difference, draw three seeds again
+# and again, and count how often the interval holds it.
 
 # %%
 close(torch.tensor(statistics.stdev(ours.tolist())), ours.std())
@@ -179,8 +182,9 @@ for n in (3, 5, 10):
 # %% [markdown]
 # With three seeds, the usual 1.96 is wrong one time in six or so.
 #
-# The size: the package finds shapes within 2 % of a budget (`Config.sized`). The operations: torch counts them as they run; for a
-# plain recurrent model they are two for each matrix entry, the embedding's row once more for the read-out.
+# The size: the package finds shapes within 2 % of a budget (`Config.sized`). The operations: torch counts them as
+# they run; for a plain recurrent model they are two for each matrix entry, the embedding's row once more for the
+# read-out.
 
 # %%
 for name in ("rnn", "lstm", "gru", "cnn", "gpt"):
@@ -239,8 +243,8 @@ plt.show()
 # %% [markdown]
 # ## Look inside
 #
-# A whole comparison, as `scratchlm compare` runs it: 60,000 parameters each, the same 102,400 characters, three seeds. The bigram
-# is there as a floor: a table of what follows what.
+# A whole comparison, as `scratchlm compare` runs it: 60,000 parameters each, the same 102,400 characters, three
+# seeds. The bigram is there as a floor: a table of what follows what.
 
 # %%
 folder = Path(tempfile.mkdtemp())
@@ -285,15 +289,16 @@ plt.xlabel("nats per character")
 plt.show()
 
 # %% [markdown]
-# What this shows, and no more: at this size, after this little text, at these rates. The curves still fall, and curves cross.
+# What this shows, and no more: at this size, after this little text, at these rates. The curves still fall, and
+# curves cross.
 
 # %% [markdown]
 # ## Break it
 #
 # Five ways to be fooled. In each the losses fall as they should, and the conclusion is wrong.
 #
-# **1. The winner cheats.** A convolution padded on both sides sees a little of its future. It has as many parameters, reads the
-# same text, and wins by far.
+# **1. The winner cheats.** A convolution padded on both sides sees a little of its future. It has as many parameters,
+# reads the same text, and wins by far.
 
 
 # %%
@@ -342,8 +347,8 @@ assert not contract.failed(tiny_cnn)
 # %% [markdown]
 # No table of results can show it. The check **causal** of the contract suite does, without any training.
 #
-# **2. One seed.** Take two models that are the same in truth, each with a spread of 0.01. With one seed each, how far apart do they
-# seem? And if the better of five seeds of "ours" is shown beside one of "theirs"?
+# **2. One seed.** Take two models that are the same in truth, each with a spread of 0.01. With one seed each, how far
+# apart do they seem? And if the better of five seeds of "ours" is shown beside one of "theirs"?
 
 # %%
 spread, trials = 0.01, 20_000
@@ -367,12 +372,12 @@ assert abs(won - 5 / 6) < 0.02
 assert claimed < 0.04
 
 # %% [markdown]
-# What catches it: as many seeds for each, means for each, and the interval of the differences. The same holds for whatever one
-# chooses the best of: learning rates, checkpoints, stopping points. Choose on the validation text, then look at the test text
-# once. `scratchlm compare` touches it once, at the end.
+# What catches it: as many seeds for each, means for each, and the interval of the differences. The same holds for
+# whatever one chooses the best of: learning rates, checkpoints, stopping points. Choose on the validation text, then
+# look at the test text once. `scratchlm compare` touches it once, at the end.
 #
-# **3. Another tokenizer.** A loss per token, with tokens of different lengths. Count how frequent each token is, the simplest
-# language model there is, once for characters and once for a byte-pair encoding.
+# **3. Another tokenizer.** A loss per token, with tokens of different lengths. Count how frequent each token is, the
+# simplest language model there is, once for characters and once for a byte-pair encoding.
 
 # %%
 pieces = scratchlm.tokenizers.BPETokenizer.train([text], vocab_size=1000)
@@ -383,13 +388,14 @@ for name, of in (("characters", tokenizer), ("byte pairs", pieces)):
     frequency = counts[counts > 0] / counts.sum()
     nats = -(frequency * frequency.log()).sum().item()
     said[name] = nats, bits_per_byte(nats, int(counts.sum()), size)
-    print(f"{name}: {nats:.3f} nats per token, {said[name][1]:.3f} bits per byte, {size / counts.sum():.2f} bytes a token")
+    long = size / counts.sum()
+    print(f"{name}: {long:.2f} bytes a token, {nats:.3f} nats per token, {said[name][1]:.3f} bits per byte")
 assert said["characters"][0] < said["byte pairs"][0]
 assert said["characters"][1] > said["byte pairs"][1]
 
 # %% [markdown]
-# Per token the characters are ahead by far; per byte it is the other way round. What catches it: the unit. The package says both,
-# and computes bits per byte from the same sum:
+# Per token the characters are ahead by far; per byte it is the other way round. What catches it: the unit. The
+# package says both, and computes bits per byte from the same sum:
 
 # %%
 best_row = results["rows"][0]["runs"][0]["validation"]
@@ -398,20 +404,19 @@ assert abs(by_hand - best_row["bits_per_byte"]) < 1e-9
 print(f"{best_row['nats_per_token']:.4f} nats per token = {by_hand:.4f} bits per byte")
 
 # %% [markdown]
-# **4. Another way to score.** The same weights, scored in windows of several lengths. In short windows many tokens are predicted
-# with little before them.
+# **4. Another way to score.** The same weights, scored in windows of several lengths. In short windows many tokens
+# are predicted with little before them.
 
 # %%
-run = comparison.with_seed(1)
-scores = {}
+folder_of_seed, windows, scores = comparison.with_seed(1).folder, (8, 16, 32, 64), {}
 for name in NAMES:
-    model, own = scratchlm.load(run.folder / name)
-    validation = scratchlm.RunFolder(run.folder / name).splits()["validation"]
-    scores[name] = [scratchlm.evaluate(model, validation, own.token_lengths(), window).nats_per_token for window in (8, 16, 32, 64)]
-    print(f"{name:4}", "  ".join(f"{window}: {loss:.3f}" for window, loss in zip((8, 16, 32, 64), scores[name], strict=True)))
+    model, own = scratchlm.load(folder_of_seed / name)
+    validation, lengths = scratchlm.RunFolder(folder_of_seed / name).splits()["validation"], own.token_lengths()
+    scores[name] = [scratchlm.evaluate(model, validation, lengths, window).nats_per_token for window in windows]
+    print(f"{name:4}", ", ".join(f"{loss:.3f} in {window}" for window, loss in zip(windows, scores[name], strict=True)))
 plt.figure(figsize=(5, 2.4), layout="constrained")
 for name, losses in scores.items():
-    plt.plot([8, 16, 32, 64], losses, "o-", label=name)
+    plt.plot(windows, losses, "o-", label=name)
 plt.xlabel("window of the evaluation, tokens")
 plt.ylabel("nats per character")
 plt.legend()
@@ -420,11 +425,12 @@ spread_of_windows = max(losses[0] - losses[-1] for losses in scores.values())
 assert spread_of_windows > 0.01
 
 # %% [markdown]
-# One model, four losses. What catches it: the definition. Here a validation loss is always that of back-to-back windows of the
-# window of training, every target once, no state carried; whatever else is written has a name of its own.
+# One model, four losses. What catches it: the definition. Here a validation loss is always that of back-to-back
+# windows of the window of training, every target once, no state carried; whatever else is written has a name of its
+# own.
 #
-# **5. Unequal care.** One model at a rate that was searched for, the other at the first that came to mind. Here both are the *same*
-# model.
+# **5. Unequal care.** One model at a rate that was searched for, the other at the first that came to mind. Here both
+# are the *same* model.
 
 # %%
 rates = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -438,8 +444,8 @@ print(f"the same model at the best and the worst of four rates: {max(ends) - min
 assert max(ends) - min(ends) > abs(statistics.fmean(contest["rnn"][-10:]) - statistics.fmean(contest["gpt"][-10:])) / 2
 
 # %% [markdown]
-# What catches it: giving each model the same search. `scratchlm compare --sweep` tries three rates of each, for a tenth of the
-# steps.
+# What catches it: giving each model the same search. `scratchlm compare --sweep` tries three rates of each, for a
+# tenth of the steps.
 
 # %% [markdown]
 # ## Exercises
@@ -447,8 +453,8 @@ assert max(ends) - min(ends) > abs(statistics.fmean(contest["rnn"][-10:]) - stat
 # The answers are in the hidden cells. Write your own into the empty cell below each: it takes the answer's place, and
 # the last cell checks it.
 #
-# **1.** A model has 1.5 nats per token with tokens of 3.2 bytes on average. Another has 0.65 nats per byte. Which one predicts the
-# text better? Set `better` to 1 or 2.
+# **1.** A model has 1.5 nats per token with tokens of 3.2 bytes on average. Another has 0.65 nats per byte. Which one
+# predicts the text better? Set `better` to 1 or 2.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 1
@@ -462,8 +468,8 @@ assert better == 1 + (1.5 / 3.2 > 0.65)
 print("right")
 
 # %% [markdown]
-# **2.** The differences of a pair of models spread by $s = 0.01$ nats. How many seeds does it take until the interval is no wider
-# than ± 0.009? Set `seeds` to one of 2, 3, 4, 5, 6, 8, 10.
+# **2.** The differences of a pair of models spread by $s = 0.01$ nats. How many seeds does it take until the interval
+# is no wider than ± 0.009? Set `seeds` to one of 2, 3, 4, 5, 6, 8, 10.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 2
@@ -478,8 +484,9 @@ assert all(STUDENT[n] * 0.01 / math.sqrt(n) > 0.009 for n in STUDENT if n < seed
 print(f"{seeds} seeds: right")
 
 # %% [markdown]
-# **3.** Without any formula for the spread: if two models are equal in truth, each difference is as often above 0 as below. How
-# probable is it that all of $n$ differences have the same sign by luck? Write `by_luck(n)`. With how few seeds is that below 5 %?
+# **3.** Without any formula for the spread: if two models are equal in truth, each difference is as often above 0 as
+# below. How probable is it that all of $n$ differences have the same sign by luck? Write `by_luck(n)`. With how few
+# seeds is that below 5 %?
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 3

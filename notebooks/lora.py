@@ -15,10 +15,11 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/OWNER/scratchlm/blob/main/notebooks/lora.ipynb)
 #
-# To teach a trained model something new one can go on training all of it. LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of
-# Large Language Models") leaves every matrix as it is and learns, beside it, a change that is the product of two thin matrices.
-# There is little to train, little to save, and the change can be taken off again or added into the matrix for good. Here you
-# build it, check it against PEFT and against the package, teach a model of Shakespeare to shout, and look at what it learned.
+# To teach a trained model something new one can go on training all of it. LoRA (Hu et al. 2021, "LoRA: Low-Rank
+# Adaptation of Large Language Models") leaves every matrix as it is and learns, beside it, a change that is the
+# product of two thin matrices. There is little to train, little to save, and the change can be taken off again or
+# added into the matrix for good. Here you build it, check it against PEFT and against the package, teach a model of
+# Shakespeare to shout, and look at what it learned.
 
 # %% [markdown]
 # ## Set up
@@ -64,8 +65,9 @@ close = torch.testing.assert_close
 #
 # Letters in shapes: **O** rows of a matrix (outputs), **I** columns (inputs), **R** rank, **B** a batch.
 #
-# **The change.** A layer computes $W x$. Beside it stand $A$, which squeezes the input into R numbers, and $B$, which makes
-# outputs of them. A factor $s = \alpha / r$ says how much the change counts, so that another rank needs no other learning rate:
+# **The change.** A layer computes $W x$. Beside it stand $A$, which squeezes the input into R numbers, and $B$, which
+# makes outputs of them. A factor $s = \alpha / r$ says how much the change counts, so that another rank needs no
+# other learning rate:
 #
 # $$h = W x + s\, B A\, x \qquad W: O \times I \quad A: r \times I \quad B: O \times r$$
 
@@ -86,15 +88,15 @@ print("x", tuple(x.shape), "-> A x", tuple((x @ A.T).shape), "-> B A x", tuple((
 print(f"W has {W.numel():,} numbers, A and B together {A.numel() + B.numel():,}")
 
 # %% [markdown]
-# **The start.** $A$ is drawn at random and $B$ is zero. So at first nothing is changed, not even in the last bit, and a fresh
-# adapter can do no harm.
+# **The start.** $A$ is drawn at random and $B$ is zero. So at first nothing is changed, not even in the last bit, and
+# a fresh adapter can do no harm.
 #
 # Why not both zero? Look at the gradients, $g$ being that of the output:
 #
 # $$\frac{\partial}{\partial B} = s\; g\, (A x)^\top \qquad \frac{\partial}{\partial A} = s\; B^\top g\, x^\top$$
 #
-# Each has the other matrix in it. With $B = 0$ the first step moves $B$ alone; from the second on both move. With both zero
-# nothing ever moves.
+# Each has the other matrix in it. With $B = 0$ the first step moves $B$ alone; from the second on both move. With
+# both zero nothing ever moves.
 
 # %%
 assert torch.equal(adapted_layer(x, A, B), x @ W.T)
@@ -107,8 +109,8 @@ for name, start_A, start_B in (("B = 0", A, B), ("both zero", torch.zeros_like(A
     print(f"{name:9}: gradient of A {of_a.norm():.2f}, of B {of_b.norm():.2f}")
 
 # %% [markdown]
-# **What rank means.** $BA$ is a sum of R products of a column and a row. However big it is, it can change the output in R
-# directions only: it has R singular values that are not zero.
+# **What rank means.** $BA$ is a sum of R products of a column and a row. However big it is, it can change the output
+# in R directions only: it has R singular values that are not zero.
 
 # %%
 B = torch.randn(O, R) * 0.2
@@ -134,8 +136,8 @@ close(adapted_layer(x, A, B), x @ merged.T)
 print("merged: the same outputs from one matrix")
 
 # %% [markdown]
-# **DoRA in a sentence.** It learns the length of each row apart from its direction (Liu et al. 2024): $W' = m \odot (W + s B A) /
-# \lVert W + s B A \rVert$, with $m$ starting as the rows' own lengths.
+# **DoRA in a sentence.** It learns the length of each row apart from its direction (Liu et al. 2024):
+# $W' = m \odot (W + s B A) / \lVert W + s B A \rVert$, with $m$ starting as the rows' own lengths.
 
 # %%
 m = W.norm(dim=1)
@@ -147,8 +149,8 @@ print("every row has the length that m says")
 # %% [markdown]
 # ## Check it
 #
-# Against PEFT, the library that most people use, where it is installed; and against the package, on every kind of matrix of a
-# GPT: give `scratchlm.lora` our $A$ and $B$ and add the change by hand in a copy.
+# Against PEFT, the library that most people use, where it is installed; and against the package, on every kind of
+# matrix of a GPT: give `scratchlm.lora` our $A$ and $B$ and add the change by hand in a copy.
 
 # %%
 if importlib.util.find_spec("peft"):
@@ -211,8 +213,8 @@ prompt = tokenizer.encode("ROMEO:\n")
 print(tokenizer.decode(scratchlm.generate(base, [prompt], 57, temperature=0.7, seed=1)[0]))
 
 # %% [markdown]
-# What it shall learn: to SHOUT. All small letters of the text become capital ones. It knows those from the names of the
-# speakers, but not how words are spelled with them.
+# What it shall learn: to SHOUT. All small letters of the text become capital ones. It knows those from the names of
+# the speakers, but not how words are spelled with them.
 
 # %%
 loud = torch.tensor(tokenizer.encode(text.upper()))
@@ -258,7 +260,8 @@ plt.xlabel("step")
 plt.ylabel("loss, nats")
 plt.title("an adapter of rank 8 learns one batch by heart", size=10)
 plt.show()
-print(f"from {losses[0]:.2f} to {losses[-1]:.3f}, training {lora.size(model).trained:,} numbers of {lora.size(model).parameters:,}")
+size = lora.size(model)
+print(f"from {losses[0]:.2f} to {losses[-1]:.3f}, training {size.trained:,} numbers of {size.parameters:,}")
 assert losses[-1] < 0.5
 
 # %% [markdown]
@@ -289,8 +292,8 @@ plt.show()
 print(tokenizer.decode(scratchlm.generate(tuned[8], [tokenizer.encode("ROMEO:\n")], 57, temperature=0.7, seed=1)[0]))
 
 # %% [markdown]
-# **Is the full change of low rank?** Nobody told the full training to be thin. Look at the singular values of what it changed,
-# and at those of the adapter of rank 8.
+# **Is the full change of low rank?** Nobody told the full training to be thin. Look at the singular values of what it
+# changed, and at those of the adapter of rank 8.
 
 # %%
 name = "blocks.0.mlp.hidden"
@@ -299,7 +302,7 @@ thin = torch.linalg.svdvals(tuned[8].get_submodule(name).lora.whole.change().det
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
 left.semilogy(full / full[0], label="all weights trained")
 left.semilogy((thin / thin[0]).clamp(min=1e-4)[:8], "o-", label="adapter of rank 8")
-left.set(title=f"singular values of the change of {name}", xlabel="number", ylabel="relative to the largest", ylim=(1e-2, 1.3))
+left.set(title=f"singular values of the change of {name}", xlabel="number", ylabel="of the largest", ylim=(1e-2, 1.3))
 left.legend(fontsize=8)
 share = full.square().cumsum(0) / full.square().sum()
 right.plot(range(1, len(share) + 1), share)
@@ -340,8 +343,8 @@ print(f"removed {score(model):.4f}, the base {score(base):.4f}, to the bit")
 # %% [markdown]
 # ## Break it
 #
-# Five bugs of adapters, each seen in a public library. The loss falls with every one of them. The package's checks of adapters
-# (`tests/adapted.py`) are run on a tiny model after each; here is what five of them want:
+# Five bugs of adapters, each seen in a public library. The loss falls with every one of them. The package's checks of
+# adapters (`tests/adapted.py`) are run on a tiny model after each; here is what five of them want:
 #
 # | check | wants |
 # |---|---|
@@ -367,8 +370,8 @@ assert not failed()
 curves = {"right": tune(with_adapter(4), 60, 1e-2)}
 
 # %% [markdown]
-# **Bug 1: the scale is forgotten in the merge.** $W + BA$ where $W + s BA$ is meant: right for $\alpha = r$ alone, as it is in many
-# examples. Training never merges, so its curve is the right one to the last digit.
+# **Bug 1: the scale is forgotten in the merge.** $W + BA$ where $W + s BA$ is meant: right for $\alpha = r$ alone, as
+# it is in many examples. Training never merges, so its curve is the right one to the last digit.
 
 # %%
 right_change = lora.LowRank.change
@@ -399,8 +402,9 @@ assert "written_out" in caught_by
 # %% [markdown]
 # It only learns more slowly. `written_out` compares with the equation and not with itself.
 #
-# **Bug 3: merged, and beside as well.** A merge that adds to the matrix and leaves the branch running, so the change counts
-# twice; and once more with each further merge. Some libraries merge in `eval()`: save then, load, and it is there twice.
+# **Bug 3: merged, and beside as well.** A merge that adds to the matrix and leaves the branch running, so the change
+# counts twice; and once more with each further merge. Some libraries merge in `eval()`: save then, load, and it is
+# there twice.
 
 # %%
 right_merge = lora.Adaptation.merge
@@ -431,19 +435,17 @@ assert {"merged", "modes"} <= set(caught_by)
 right_freeze = GPT.requires_grad_
 GPT.requires_grad_ = lambda self, requires_grad=True: self
 model = with_adapter(4)
-for parameter in model.parameters():
-    parameter.requires_grad = True
 curves["base not frozen"] = tune(model, 60, 1e-2)
 caught_by = failed()
 lora.remove(model)
 GPT.requires_grad_ = right_freeze
 print(f"loss {curves['base not frozen'][-1]:.3f}, right {curves['right'][-1]:.3f}; caught by: {', '.join(caught_by)}")
-print(f"the adapter removed: {score(model):.3f} nats, where the base has {score(base):.3f}: another model than there was")
+print(f"the adapter removed: {score(model):.3f} nats, the base {score(base):.3f}: another model than there was")
 assert "first_steps" in caught_by
 
 # %% [markdown]
-# **Bug 5: both matrices drawn at random.** The adapter changes something before it has learned anything. Training repairs the
-# damage, and who starts the curve at step 10 does not see it.
+# **Bug 5: both matrices drawn at random.** The adapter changes something before it has learned anything. Training
+# repairs the damage, and who starts the curve at step 10 does not see it.
 
 # %%
 right_init = lora.LowRank.__init__
@@ -501,8 +503,8 @@ assert abs(break_even(3072, 768) - 614.4) < 1e-6
 print(f"a matrix of 3072 x 768 breaks even at rank {break_even(3072, 768):.1f}: right")
 
 # %% [markdown]
-# **2.** You have a full change, and want the adapter of rank R that is nearest to it. Write `nearest(change, rank)`, which
-# returns B (O, R) and A (R, I). (The singular value decomposition knows: Eckart and Young 1936.)
+# **2.** You have a full change, and want the adapter of rank R that is nearest to it. Write `nearest(change, rank)`,
+# which returns B (O, R) and A (R, I). (The singular value decomposition knows: Eckart and Young 1936.)
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 2
@@ -525,8 +527,8 @@ for rank in (1, 8):
 print("right")
 
 # %% [markdown]
-# **3.** Two adapters of ranks 2 and 3 with scales $s_1$, $s_2$ on one matrix are one adapter of rank 5 with scale 1. Write
-# `joined(s_1, B_1, A_1, s_2, B_2, A_2)`, which returns its B and A.
+# **3.** Two adapters of ranks 2 and 3 with scales $s_1$, $s_2$ on one matrix are one adapter of rank 5 with scale 1.
+# Write `joined(s_1, B_1, A_1, s_2, B_2, A_2)`, which returns its B and A.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 3

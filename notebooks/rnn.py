@@ -15,11 +15,11 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/OWNER/scratchlm/blob/main/notebooks/rnn.ipynb)
 #
-# A recurrent network reads a text from left to right and carries one vector along. Each token changes the vector, and the
-# next token is predicted from it. The memory has the same size after ten tokens and after ten million. Elman described it in
-# "Finding Structure in Time" (1990). It forgets quickly, so Hochreiter and Schmidhuber gave it gates ("Long Short-Term
-# Memory", 1997; the forget gate is from Gers et al. 2000), and Cho et al. made them fewer (the GRU, 2014). Here you build all
-# three, send gradients back through time by hand, and see what a gate buys.
+# A recurrent network reads a text from left to right and carries one vector along. Each token changes the vector, and
+# the next token is predicted from it. The memory has the same size after ten tokens and after ten million. Elman
+# described it in "Finding Structure in Time" (1990). It forgets quickly, so Hochreiter and Schmidhuber gave it gates
+# ("Long Short-Term Memory", 1997; the forget gate is from Gers et al. 2000), and Cho et al. made them fewer (the GRU,
+# 2014). Here you build all three, send gradients back through time by hand, and see what a gate buys.
 
 # %% [markdown]
 # ## Set up
@@ -85,7 +85,8 @@ h0 = torch.zeros(B, H, dtype=torch.float64)
 print("x_1", tuple(x[:, 0].shape), " h_0", tuple(h0.shape), " h_1", tuple(h1.shape))
 
 # %% [markdown]
-# **Many steps.** A text is a loop over that step. The weights are the same at each step, so a text of any length needs no more of them.
+# **Many steps.** A text is a loop over that step. The weights are the same at each step, so a text of any length
+# needs no more of them.
 
 
 # %%
@@ -102,8 +103,8 @@ hidden = torch.stack([h for (h,) in unroll(elman_step, x, (h0,), weights)], 1)
 print("hidden", tuple(hidden.shape), "= (B, T, H)")
 
 # %% [markdown]
-# **How long does it remember?** Give it one pulse at the first step, then nothing, and measure how long the vector stays. Take for
-# $W_{hh}$ a rotation (which keeps lengths) times a factor.
+# **How long does it remember?** Give it one pulse at the first step, then nothing, and measure how long the vector
+# stays. Take for $W_{hh}$ a rotation (which keeps lengths) times a factor.
 
 # %%
 rotation = torch.linalg.qr(torch.randn(32, 32, dtype=torch.float64))[0]
@@ -119,17 +120,19 @@ axes.legend(title="rotation times", frameon=False, loc="lower left", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Below 1 the pulse fades by the same factor at each step. Above 1 the vector grows until tanh holds it, and then it lives a life
-# of its own. Only near 1 does it keep what it was told, and even there tanh wears it down. This is the whole problem with the
-# simple network; the rest of the notebook is about it.
+# Below 1 the pulse fades by the same factor at each step. Above 1 the vector grows until tanh holds it, and then it
+# lives a life of its own. Only near 1 does it keep what it was told, and even there tanh wears it down. This is the
+# whole problem with the simple network; the rest of the notebook is about it.
 
 # %% [markdown]
-# **Backpropagation through time, by hand.** Training needs the slope of a loss with respect to the weights, through all steps (Werbos 1990). Let $\gamma_t$ be what the
-# rest of the network wants of $h_t$, the gradient of its own loss. Write $a_t$ for what is inside the tanh. Walk backwards:
+# **Backpropagation through time, by hand.** Training needs the slope of a loss with respect to the weights, through
+# all steps (Werbos 1990). Let $\gamma_t$ be what the rest of the network wants of $h_t$, the gradient of its own
+# loss. Write $a_t$ for what is inside the tanh. Walk backwards:
 #
 # $$\delta_t = \gamma_t + W_{hh}^\top\, \mathrm{d}a_{t+1} \qquad \mathrm{d}a_t = \delta_t \odot (1 - h_t^2)$$
 #
-# $$\mathrm{d}W_{ih} = \sum_t \mathrm{d}a_t\, x_t^\top \qquad \mathrm{d}W_{hh} = \sum_t \mathrm{d}a_t\, h_{t-1}^\top \qquad
+# $$\mathrm{d}W_{ih} = \sum_t \mathrm{d}a_t\, x_t^\top \qquad
+# \mathrm{d}W_{hh} = \sum_t \mathrm{d}a_t\, h_{t-1}^\top \qquad
 # \mathrm{d}b = \sum_t \mathrm{d}a_t$$
 #
 # The first equation has the idea in it: a step is to blame for its own error and for what it handed on.
@@ -156,12 +159,12 @@ close(by_hand, torch.autograd.grad((gamma * again).sum(), leaves))
 print("by hand = autograd, for", ", ".join(str(tuple(gradient.shape)) for gradient in by_hand))
 
 # %% [markdown]
-# Look at the path from step $t$ back to step $t - 1$: it is multiplied by $W_{hh}^\top$ and by $1 - h^2 \le 1$, at each step again.
-# Fifty steps back is a product of fifty such factors. We shall measure it.
+# Look at the path from step $t$ back to step $t - 1$: it is multiplied by $W_{hh}^\top$ and by $1 - h^2 \le 1$, at
+# each step again. Fifty steps back is a product of fifty such factors. We shall measure it.
 
 # %% [markdown]
-# **The LSTM.** It keeps a second vector, the cell $c$, and never multiplies it by a matrix. Three gates between 0 and 1 say, for each
-# unit, what is written, what is kept, and what is shown:
+# **The LSTM.** It keeps a second vector, the cell $c$, and never multiplies it by a matrix. Three gates between 0 and
+# 1 say, for each unit, what is written, what is kept, and what is shown:
 #
 # $$i, f, o = \sigma(W_{ih} x_t + b_{ih} + W_{hh} h_{t-1} + b_{hh}) \qquad g = \tanh(\ldots)$$
 #
@@ -180,7 +183,8 @@ def lstm_step(x, memory, weights):
 
 
 # %% [markdown]
-# **The GRU.** It has one vector and two gates. $z$ says how much of the old is kept, $r$ how much of the old the new may look at:
+# **The GRU.** It has one vector and two gates. $z$ says how much of the old is kept, $r$ how much of the old the new
+# may look at:
 #
 # $$r, z = \sigma(W x_t + b + U h_{t-1} + b') \qquad n = \tanh(W_n x_t + b_n + r \odot (U_n h_{t-1} + b_n'))$$
 #
@@ -201,8 +205,9 @@ def gru_step(x, memory, weights):
 # %% [markdown]
 # ## Check it
 #
-# torch's layers keep their weights in the same four tensors, gates in the same order. Copy ours in and compare; then do the
-# same with the layers of `scratchlm`, which go back through time with equations like those above and not with autograd.
+# torch's layers keep their weights in the same four tensors, gates in the same order. Copy ours in and compare; then
+# do the same with the layers of `scratchlm`, which go back through time with equations like those above and not with
+# autograd.
 
 # %%
 CELLS = {  # our step, vectors of memory, gates, torch's layer, the package's
@@ -239,8 +244,9 @@ for name, (step, vectors, gates, torch_layer, our_layer) in CELLS.items():
 # %% [markdown]
 # ## What a gate buys
 #
-# How much of the last memory depends on the one $k$ steps earlier? Take the layers as they are before training and send a
-# gradient back from the end. The LSTM is there twice: its forget gate opened by a bias of 1, as the package starts it, and not.
+# How much of the last memory depends on the one $k$ steps earlier? Take the layers as they are before training and
+# send a gradient back from the end. The LSTM is there twice: its forget gate opened by a bias of 1, as the package
+# starts it, and not.
 
 
 # %%
@@ -262,7 +268,8 @@ def started(layer, forget_bias=None):
     made.reset_parameters()
     if forget_bias is not None:
         nn.init.constant_(made.input.bias.chunk(4)[1], forget_bias)  # gates are stacked i, f, g, o
-    return [tensor.detach() for tensor in (made.input.weight, made.recurrent.weight, made.input.bias, made.recurrent.bias)]
+    parts = (made.input.weight, made.recurrent.weight, made.input.bias, made.recurrent.bias)
+    return [tensor.detach() for tensor in parts]
 
 
 figure, axes = plt.subplots(figsize=(6, 3))
@@ -279,11 +286,11 @@ axes.legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# Straight lines on this scale: each network has a factor with which the past fades. A gate makes that factor a thing that can
-# be set, by a bias at the start and by training later.
+# Straight lines on this scale: each network has a factor with which the past fades. A gate makes that factor a thing
+# that can be set, by a bias at the start and by training later.
 #
-# Does it matter? A task says so. The first symbol is one of eight; then comes noise; at the end the network must say the first
-# symbol. Guessing has a loss of $\ln 8 = 2.08$.
+# Does it matter? A task says so. The first symbol is one of eight; then comes noise; at the end the network must say
+# the first symbol. Guessing has a loss of $\ln 8 = 2.08$.
 
 # %%
 SYMBOLS, NOISE, WAIT = 8, 4, 30
@@ -344,8 +351,9 @@ plt.show()
 # %% [markdown]
 # ## Overfit one batch
 #
-# The first thing to do with any model: can it learn a single batch by heart? If not, something is broken, and no amount of data
-# will help. Here are the package's three models, whole: an embedding, blocks around the recurrence, a read-out.
+# The first thing to do with any model: can it learn a single batch by heart? If not, something is broken, and no
+# amount of data will help. Here are the package's three models, whole: an embedding, blocks around the recurrence, a
+# read-out.
 
 # %%
 text = corpora.get("shakespeare-tiny")
@@ -384,8 +392,8 @@ plt.show()
 # %% [markdown]
 # ## Look inside
 #
-# Train a small LSTM on Shakespeare for some seconds, through the package: `create_run` makes a folder with everything in it,
-# `train` is a generator of what happens.
+# Train a small LSTM on Shakespeare for some seconds, through the package: `create_run` makes a folder with everything
+# in it, `train` is a generator of what happens.
 
 # %%
 folder = Path(tempfile.mkdtemp()) / "lstm"
@@ -420,8 +428,9 @@ for count in (1, 10, 1000):
     print(f"after {count:5} tokens: {after.nbytes} bytes, length {after.length}")
 
 # %% [markdown]
-# `record` lets the layers show what they carry. Which unit knows what? Name some properties of a position in the text, and for
-# each look for the cell that follows it best (the largest correlation) on one stretch of text. Then look at another stretch.
+# `record` lets the layers show what they carry. Which unit knows what? Name some properties of a position in the
+# text, and for each look for the cell that follows it best (the largest correlation) on one stretch of text. Then
+# look at another stretch.
 
 # %%
 validation = torch.from_numpy(run.splits()["validation"].windows(torch.zeros(1).long().numpy(), 6001)).long()
@@ -449,7 +458,8 @@ again = correlation(cells[4000:], wanted[4000:])
 best = found.abs().argmax(0)
 for at, name in enumerate(NAMES):
     unit = int(best[at])
-    print(f"unit {unit:3} follows {name!r}: {found[unit, at]:+.2f} where it was chosen, {again[unit, at]:+.2f} elsewhere")
+    here, there = found[unit, at], again[unit, at]
+    print(f"unit {unit:3} follows {name!r}: {here:+.2f} where it was chosen, {there:+.2f} elsewhere")
 
 
 # %%
@@ -479,9 +489,9 @@ for at, name in enumerate(NAMES):
 # %% [markdown]
 # ## Break it
 #
-# Five real bugs, each seen in public code, each a line or two. With every one of them the loss still falls, so "the loss goes
-# down" proves little. What finds them is the package's contract suite: nine checks that every architecture must pass
-# (`tests/contract.py`). Each bug is a model of its own here.
+# Five real bugs, each seen in public code, each a line or two. With every one of them the loss still falls, so "the
+# loss goes down" proves little. What finds them is the package's contract suite: nine checks that every architecture
+# must pass (`tests/contract.py`). Each bug is a model of its own here.
 
 # %%
 RNN, LSTM = scratchlm.MODELS["rnn"], scratchlm.MODELS["lstm"]
@@ -569,13 +579,13 @@ panels[0].legend()
 plt.show()
 
 # %% [markdown]
-# What the checks do, in a sentence each. **causal** changes later tokens and wants earlier features unmoved; a second call that
-# gives something else for the same tokens fails it too. **stream** cuts a text into chunks in many ways and wants the features
-# of the whole. **rows** runs each row alone. **gradients** carries a state from chunk to chunk and wants the gradients of the
-# whole.
+# What the checks do, in a sentence each. **causal** changes later tokens and wants earlier features unmoved; a second
+# call that gives something else for the same tokens fails it too. **stream** cuts a text into chunks in many ways and
+# wants the features of the whole. **rows** runs each row alone. **gradients** carries a state from chunk to chunk and
+# wants the gradients of the whole.
 #
-# A sixth bug passes all nine: a forget bias of 0. It is a right LSTM, badly begun. No property of its output is false; only a
-# task that needs the memory shows it, as above:
+# A sixth bug passes all nine: a forget bias of 0. It is a right LSTM, badly begun. No property of its output is
+# false; only a task that needs the memory shows it, as above:
 
 # %%
 ends = {label: sum(losses[-20:]) / 20 for label, losses in recalled.items()}
@@ -589,8 +599,8 @@ assert ends["LSTM, forget bias 4"] < ends["LSTM, forget bias 0"] - 0.5
 # The answers are in the hidden cells. Write your own into the empty cell below each: it takes the answer's place, and
 # the last cell checks it.
 #
-# **1.** An LSTM layer has `inputs` inputs and `width` units. How many parameters, with the biases that torch gives it?
-# Write `lstm_parameters(inputs, width)`.
+# **1.** An LSTM layer has `inputs` inputs and `width` units. How many parameters, with the biases that torch gives
+# it? Write `lstm_parameters(inputs, width)`.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 1
@@ -624,8 +634,8 @@ assert abs(torch.sigmoid(torch.tensor(bias)) ** 100 - 0.5) < 1e-3
 print(f"{bias:.2f}: right")
 
 # %% [markdown]
-# **3.** The first memory can be trained too. Extend the walk backwards: write `first_gradient(hidden, gamma, w_hh)`, the
-# gradient of $h_0$. Shapes: hidden and gamma (B, T, H), w_hh (H, H).
+# **3.** The first memory can be trained too. Extend the walk backwards: write `first_gradient(hidden, gamma, w_hh)`,
+# the gradient of $h_0$. Shapes: hidden and gamma (B, T, H), w_hh (H, H).
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 3
@@ -649,8 +659,8 @@ print("right")
 
 # %% [markdown]
 # **4.** The GRU's paper resets the memory before the product, $U_n (r \odot h)$; torch resets the product,
-# $r \odot (U_n h)$, which is another function. But for some matrices $U_n$ both are the same, whatever $h$ and $r$ are.
-# Set `u` to such a matrix (4, 4) with no zero on its diagonal.
+# $r \odot (U_n h)$, which is another function. But for some matrices $U_n$ both are the same, whatever $h$ and $r$
+# are. Set `u` to such a matrix (4, 4) with no zero on its diagonal.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 4

@@ -15,11 +15,11 @@
 #
 # [Open in Colab](https://colab.research.google.com/github/OWNER/scratchlm/blob/main/notebooks/training.ipynb)
 #
-# A training loop is short: take a batch, compute the loss, send gradients back, move the weights, repeat. And it is where most
-# bugs live, since a wrong loop learns too, only worse. Here you build each part from its equation: batches and epochs, AdamW
-# (Loshchilov and Hutter 2019), the schedule, clipping (Pascanu et al. 2013), accumulation over parts of a batch, mixed
-# precision (Micikevicius et al. 2018), and a stop from which a run goes on bit for bit. Then comes what to do, in which order,
-# when a model does not learn.
+# A training loop is short: take a batch, compute the loss, send gradients back, move the weights, repeat. And it is
+# where most bugs live, since a wrong loop learns too, only worse. Here you build each part from its equation: batches
+# and epochs, AdamW (Loshchilov and Hutter 2019), the schedule, clipping (Pascanu et al. 2013), accumulation over
+# parts of a batch, mixed precision (Micikevicius et al. 2018), and a stop from which a run goes on bit for bit. Then
+# comes what to do, in which order, when a model does not learn.
 
 # %% [markdown]
 # ## Set up
@@ -69,9 +69,10 @@ data, V = torch.tensor(tokenizer.encode(text)), tokenizer.vocab_size
 # %% [markdown]
 # ## Build it
 #
-# **Batches.** Cut the text into windows of T tokens and read them in a random order; when all have been read, one epoch is over.
-# The next one has another order, and its cuts are moved, so that no pair of neighbours is parted for ever. The targets are the
-# tokens moved by one. Letters in shapes: **B** rows, **T** tokens of a window, **V** tokens in the vocabulary.
+# **Batches.** Cut the text into windows of T tokens and read them in a random order; when all have been read, one
+# epoch is over. The next one has another order, and its cuts are moved, so that no pair of neighbours is parted for
+# ever. The targets are the tokens moved by one. Letters in shapes: **B** rows, **T** tokens of a window, **V** tokens
+# in the vocabulary.
 
 
 # %%
@@ -93,8 +94,8 @@ axes.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# The order is a function of the seed and the epoch. Nothing has to be remembered to know what step 1,000 reads: that is what
-# makes it possible to stop and go on.
+# The order is a function of the seed and the epoch. Nothing has to be remembered to know what step 1,000 reads: that
+# is what makes it possible to stop and go on.
 
 # %%
 starts = epoch_starts(len(data), 32, seed=1, epoch=0)[:4]
@@ -105,9 +106,9 @@ print("reads ", repr(tokenizer.decode(tokens[0].tolist())))
 print("to say", repr(tokenizer.decode(targets[0].tolist())))
 
 # %% [markdown]
-# **AdamW.** Keep a running mean of the gradients and one of their squares. Step by the first over the root of the second: then
-# each weight moves by about the rate, however large its gradients are. Both means start at 0, which the hats undo. Weight decay
-# pulls matrices to zero, beside that and not through the gradient:
+# **AdamW.** Keep a running mean of the gradients and one of their squares. Step by the first over the root of the
+# second: then each weight moves by about the rate, however large its gradients are. Both means start at 0, which the
+# hats undo. Weight decay pulls matrices to zero, beside that and not through the gradient:
 #
 # $$m_t = \beta_1 m_{t-1} + (1 - \beta_1) g_t \qquad v_t = \beta_2 v_{t-1} + (1 - \beta_2) g_t^2 \qquad
 # \hat m = \frac{m_t}{1 - \beta_1^t} \quad \hat v = \frac{v_t}{1 - \beta_2^t}$$
@@ -124,7 +125,8 @@ def adamw(w, g, m, v, t, lr, beta1=0.9, beta2=0.95, eps=1e-8, decay=0.1):
 
 
 # %% [markdown]
-# **The rate.** It begins small, since the means know nothing yet; it rises for some steps, then falls on half a cosine:
+# **The rate.** It begins small, since the means know nothing yet; it rises for some steps, then falls on half a
+# cosine:
 #
 # $$\eta_t = \eta_{\max} \frac{t + 1}{w + 1} \;\; (t < w) \qquad
 # \eta_t = \eta_{\min} + (\eta_{\max} - \eta_{\min})\, \frac{1 + \cos(\pi p)}{2}, \quad p = \frac{t - w}{n - w}$$
@@ -149,8 +151,8 @@ plt.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# **Clipping.** Now and then a batch has a huge gradient. All gradients together are one long vector; if it is longer than $c$, it
-# is shortened to $c$, and keeps its direction:
+# **Clipping.** Now and then a batch has a huge gradient. All gradients together are one long vector; if it is longer
+# than $c$, it is shortened to $c$, and keeps its direction:
 #
 # $$g \leftarrow g \cdot \min\Big(1, \frac{c}{\lVert g \rVert}\Big) \qquad \lVert g \rVert = \sqrt{\sum_i g_i^2}
 # \;\text{ over all weights}$$
@@ -163,14 +165,15 @@ def clipped(gradients, most):
 
 
 # %% [markdown]
-# **Accumulation.** A batch that does not fit the memory is read in parts, and their gradients are added up. The loss of a batch is
-# a mean over its targets. So each part gives its *sum*, divided by the number of targets in the *whole* batch:
+# **Accumulation.** A batch that does not fit the memory is read in parts, and their gradients are added up. The loss
+# of a batch is a mean over its targets. So each part gives its *sum*, divided by the number of targets in the *whole*
+# batch:
 #
 # $$L = \frac{1}{N} \sum_{\text{parts } k}\; \sum_{i \in k} \ell_i \qquad\text{and not}\qquad
 # \frac 1K \sum_k \frac{1}{N_k} \sum_{i \in k} \ell_i$$
 #
-# With rows of one length the two are the same. With padding they are not: in the second a target counts more where it has few
-# others beside it.
+# With rows of one length the two are the same. With padding they are not: in the second a target counts more where it
+# has few others beside it.
 
 # %%
 losses = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 9.0])  # seven targets in the first part, one in the second
@@ -180,8 +183,8 @@ print("sums over N       ", ((first.sum() + second.sum()) / 8).item())
 print("mean of two means ", ((first.mean() + second.mean()) / 2).item())
 
 # %% [markdown]
-# **Mixed precision.** Numbers of 16 bits take half the memory, and are multiplied faster where the chip knows them. But bf16 has
-# 8 bits for the digits: about two and a half decimal ones. Products bear that, sums do not.
+# **Mixed precision.** Numbers of 16 bits take half the memory, and are multiplied faster where the chip knows them.
+# But bf16 has 8 bits for the digits: about two and a half decimal ones. Products bear that, sums do not.
 
 # %%
 one = torch.tensor(1.0, dtype=torch.bfloat16)
@@ -195,8 +198,9 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     print(f"{str(dtype)[6:]:9} next after 1: 1 + {info.eps:.1e}   largest {info.max:.1e}   smallest {info.tiny:.1e}")
 
 # %% [markdown]
-# A step of training changes a weight by a thousandth of itself, and 1 + 0.003 is 1. So weights, their means and the loss stay in
-# float32, and only products are computed in 16 bits: that is what *mixed* means, and what `torch.autocast` does.
+# A step of training changes a weight by a thousandth of itself, and 1 + 0.003 is 1. So weights, their means and the
+# loss stay in float32, and only products are computed in 16 bits: that is what *mixed* means, and what
+# `torch.autocast` does.
 
 # %%
 layer = nn.Linear(64, 64)
@@ -205,8 +209,9 @@ with torch.autocast("cpu", torch.bfloat16):
 print("weight", layer.weight.dtype, " product", product.dtype)
 
 # %% [markdown]
-# **To stop and go on** one needs all that the next step depends on: the weights, the optimizer's means and its count of steps,
-# the number of the step (which says the rate and the batch), and the state of the random generators, where dropout is used.
+# **To stop and go on** one needs all that the next step depends on: the weights, the optimizer's means and its count
+# of steps, the number of the step (which says the rate and the batch), and the state of the random generators, where
+# dropout is used.
 #
 # ## Check it
 #
@@ -260,14 +265,16 @@ for t in range(100):
 print("clipping and the schedule equal torch's and the package's")
 
 # %% [markdown]
-# Batches: the package's windows are drawn otherwise than ours, and promise the same. Each epoch reads every window once, and a
-# batch can be had without those before it. Accumulation: with the package's `Training`, one part or three give the same weights.
+# Batches: the package's windows are drawn otherwise than ours, and promise the same. Each epoch reads every window
+# once, and a batch can be had without those before it. Accumulation: with the package's `Training`, one part or three
+# give the same weights.
 
 # %%
 windows = TrainingWindows(Tokens.of(data[:2000].numpy()), window=16, batch_size=8, seed=5)
 seen = np.concatenate([windows.batch(step).tokens.numpy() for step in range(windows.count // 8 + 1)])[: windows.count]
-print(f"an epoch has {windows.count} windows; the first {windows.count} that are read: {len(np.unique(seen, axis=0))} different")
-assert len(np.unique(seen, axis=0)) == windows.count
+different = len(np.unique(seen, axis=0))
+print(f"an epoch has {windows.count} windows; of the first {windows.count} that are read {different} are different")
+assert different == windows.count
 
 shape = {"context": 32, "dim": 32, "depth": 1, "heads": 2, "dropout": 0.0, "vocab_size": V}
 padded = targets.clone()
@@ -287,13 +294,13 @@ print("one part or three: the same weights")
 # %% [markdown]
 # ## Overfit one batch
 #
-# Here begins the debugging notebook. A model does not learn, or not well. Do these five things, in this order; each takes
-# seconds, and none needs much data.
+# Here begins the debugging notebook. A model does not learn, or not well. Do these five things, in this order; each
+# takes seconds, and none needs much data.
 #
 # **1. Look at the data**, as the model gets it: decode tokens and targets, as above.
 #
-# **2. The loss before the first step.** A fresh model knows nothing, so it should be $\ln V$. Much more: the outputs are too
-# large, or something is wrong with the loss.
+# **2. The loss before the first step.** A fresh model knows nothing, so it should be $\ln V$. Much more: the outputs
+# are too large, or something is wrong with the loss.
 
 # %%
 def small_gpt(seed=0):
@@ -320,8 +327,8 @@ assert not without
 # %% [markdown]
 # **4. One batch by heart.** It must reach almost zero.
 #
-# **5. The same with targets in a random order.** A model may learn a batch by heart even so. But on new data it can do no better
-# than to know how frequent each character is; if it does, the answer leaks into the question.
+# **5. The same with targets in a random order.** A model may learn a batch by heart even so. But on new data it can
+# do no better than to know how frequent each character is; if it does, the answer leaks into the question.
 
 
 # %%
@@ -366,8 +373,8 @@ assert sum(nothing_to_learn[-20:]) / 20 > entropy - 0.1
 # %% [markdown]
 # ## Look inside
 #
-# A run of the package. `train` is a generator: it yields what happens, and whoever asks for the next record lets it go on. So
-# a loop around it can watch, draw, and stop.
+# A run of the package. `train` is a generator: it yields what happens, and whoever asks for the next record lets it
+# go on. So a loop around it can watch, draw, and stop.
 
 # %%
 settings = {
@@ -395,8 +402,8 @@ plt.show()
 # %% [markdown]
 # The gradient's norm tells of trouble before the loss does. Above the red line it was clipped.
 #
-# **Stop and go on, bit for bit.** The same run in a second folder, stopped in the middle; then `train` once more. It even has
-# dropout, so the generators must be where they were.
+# **Stop and go on, bit for bit.** The same run in a second folder, stopped in the middle; then `train` once more. It
+# even has dropout, so the generators must be where they were.
 
 # %%
 parted, _ = scratchlm.create_run(settings, f"{folder}/parted")
@@ -409,7 +416,10 @@ for record in scratchlm.train(parted, stop=stop):
 for _ in scratchlm.train(parted):
     pass
 one, two = whole.checkpoint("last"), parted.checkpoint("last")
-for kind, a, b in (("weights", one.weights(), two.weights()), ("optimizer and generators", one.optimizer(), two.optimizer())):
+for kind, a, b in (
+    ("weights", one.weights(), two.weights()),
+    ("optimizer and generators", one.optimizer(), two.optimizer()),
+):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[name], b[name]) for name in a)
     print(f"{kind}: {len(a)} tensors, all bits equal")
@@ -418,8 +428,8 @@ assert lines[0] == lines[1]
 print("and all", len(lines[0]), "lines of metrics")
 
 # %% [markdown]
-# **How far does a step move a weight?** The length of the step over the length of the matrix. About a thousandth is healthy; a
-# hundredth is too fast, a millionth is standing still.
+# **How far does a step move a weight?** The length of the step over the length of the matrix. About a thousandth is
+# healthy; a hundredth is too fast, a millionth is standing still.
 
 # %%
 model, moved = small_gpt(), {}
@@ -444,7 +454,8 @@ plt.show()
 # %% [markdown]
 # ## Break it
 #
-# A whole loop in one class, to break it at one place at a time. Its batches are lines of the plays: short and long ones, padded.
+# A whole loop in one class, to break it at one place at a time. Its batches are lines of the plays: short and long
+# ones, padded.
 
 
 # %%
@@ -668,8 +679,9 @@ plt.show()
 print(f"the right loop: {right[0]:.2f} -> {sum(right[-10:]) / 10:.2f}")
 
 # %% [markdown]
-# Each of them learns. One looks better than it should (its targets are its inputs); the others look like a model that is a
-# little too small, or a rate that is not quite right. That is how people spend weeks on the wrong knob. A check takes a second.
+# Each of them learns. One looks better than it should (its targets are its inputs); the others look like a model that
+# is a little too small, or a rate that is not quite right. That is how people spend weeks on the wrong knob. A check
+# takes a second.
 
 # %% [markdown]
 # ## Exercises
@@ -697,8 +709,8 @@ assert windows.epochs(steps) >= 3 > windows.epochs(steps - 1)
 print(f"{steps} steps for 3 epochs of {windows.count} windows: right")
 
 # %% [markdown]
-# **2.** In its very first step, Adam (without decay) moves a weight whose gradient is 1000 by how much, at a rate of 0.01? And
-# one whose gradient is 0.001? Set `big` and `small`.
+# **2.** In its very first step, Adam (without decay) moves a weight whose gradient is 1000 by how much, at a rate of
+# 0.01? And one whose gradient is 0.001? Set `big` and `small`.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 2
@@ -716,8 +728,8 @@ assert abs(abs(w[1].item()) - small) < 1e-5
 print("right: the size of a gradient does not matter at first, only its sign")
 
 # %% [markdown]
-# **3.** The linear schedule falls straight from the peak to the least after the warm-up. Write
-# `linear(t, steps, peak, least, warmup)`.
+# **3.** The linear schedule falls straight from the peak to the least after the warm-up. Write `linear(t, steps,
+# peak, least, warmup)`.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 3
@@ -739,8 +751,9 @@ for t in range(200):
 print("right")
 
 # %% [markdown]
-# **4.** Two processes have 300 and 100 targets. Each computes the mean loss of its own, and the gradients of both are then
-# averaged. By which factor must the first multiply its mean, so that the result is the mean over all 400 targets? Set `factor`.
+# **4.** Two processes have 300 and 100 targets. Each computes the mean loss of its own, and the gradients of both are
+# then averaged. By which factor must the first multiply its mean, so that the result is the mean over all 400
+# targets? Set `factor`.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 4
