@@ -252,16 +252,16 @@ assert losses[-1] < 1
 # Now a Backpack of eight senses that has read a little.
 
 # %%
-folder = tempfile.mkdtemp()
-tokenizer.save(f"{folder}/tokenizer.json")
+folder = Path(tempfile.mkdtemp())
+tokenizer.save(folder / "tokenizer.json")
 run, _ = scratchlm.create_run(
     {
-        "arch": "backpack", "data": "shakespeare-tiny", "device": "cpu", "tokenizer": f"{folder}/tokenizer.json",
+        "arch": "backpack", "data": "shakespeare-tiny", "device": "cpu", "tokenizer": str(folder / "tokenizer.json"),
         "steps": 500, "batch_size": 16, "eval_every": 500,
         "model": {"context": 64, "dim": 64, "depth": 2, "heads": 4, "senses": 8, "dropout": 0.0, "activation": "gelu"},
         "optim": {"lr": 5e-3, "min_lr": 5e-4, "warmup": 50, "beta2": 0.99},
     },
-    f"{folder}/backpack",
+    folder / "backpack",
 )  # fmt: skip
 for _ in scratchlm.train(run):
     pass
@@ -281,7 +281,8 @@ print(f"validation: {lines[-1]['val_loss']:.2f} nats per token; guessing has {ma
 # %%
 words = ["king", "thou", "love"]
 known = [tokenizer.encode(f" {word}") for word in words]
-found = looking.look_up(model, known, range(V), top=6)
+said = data.unique().tolist()  # bytes that no text has would only fill the lists
+found = looking.look_up(model, known, said, top=6)
 looking.senses_figure(words, found, lambda token: repr(tokenizer.decode([token]))[1:-1].replace(" ", "\u00b7"))
 
 # %% [markdown]
@@ -326,14 +327,14 @@ read = torch.tensor([prompt])
 with torch.no_grad():
     alpha, senses, before = backpack(read, model)
     push = senses[0, -1] @ model.trunk.token_embedding.weight.T  # (L, V)
-    amount = alpha[0, :, -1, at].sum(-1)  # (L,)
+    amount = alpha[0, :, -1][:, at].sum(-1)  # (L,)
     sense = int((amount * push.std(-1)).argmax())
     for factor in (0.0, 0.5, 3.0):
         turned = steer(model, scales={(word, sense): factor})
         measured = turned.readout(turned(read)[0])[0, -1] - before[0, -1]
         close(measured, (factor - 1) * amount[sense] * push[sense], rtol=1e-4, atol=1e-4)
         largest = measured.abs().max()
-        print(f"sense {sense} of {tokenizer.decode([word])!r} times {factor}: as computed; the largest change {largest:.2f}")
+        print(f"sense {sense} of {tokenizer.decode([word])!r} times {factor}: as computed; largest change {largest:.2f}")
 
 # %%
 factors = torch.linspace(0, 3, 61)
@@ -388,7 +389,7 @@ def wrong_axis(queries, keys):
     scores = queries @ keys.mT / math.sqrt(queries.shape[-1])
     length, visible = scores.shape[-2:]
     future = torch.ones(length, visible, dtype=torch.bool).triu(visible - length + 1)
-    return scores.masked_fill(future, -math.inf).softmax(-2).nan_to_num()  # right: softmax(-1)
+    return scores.masked_fill(future, -math.inf).softmax(-2)  # right: softmax(-1)
 
 
 for name, function in (("no mask", unmasked), ("softmax over the wrong axis", wrong_axis)):
@@ -444,11 +445,11 @@ sums = shown["contextualisation.weights"][0].sum(-1)
 package.attention_weights = right_weights
 print(f"its weights sum to {sums.min():.2f} up to {sums.max():.2f}")
 try:
-    close(sigmoid_weights(queries, keys), F.scaled_dot_product_attention(queries, keys, torch.eye(T).expand(L, T, T)))
+    close(sigmoid_weights(queries, keys), weights_of(queries, keys))
 except AssertionError as error:
-    print("caught by the comparison with torch:", str(error).splitlines()[0])
+    print("caught by the comparison with the equation:", str(error).splitlines()[0])
 else:
-    raise AssertionError("the comparison with torch must notice the sigmoid")
+    raise AssertionError("the comparison must notice the sigmoid")
 assert (sums - 1).abs().max() > 0.5
 
 # %% [markdown]

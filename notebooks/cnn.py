@@ -167,7 +167,7 @@ def receptive_field(taps, dilations):
 
 seen = who_sees_whom(lambda x: third(second(first(x))), 20, C)
 assert int((seen[-1] > 0).sum()) == receptive_field(K, (1, 2, 4))
-print("three layers of three taps, dilations 1, 2, 4, see", receptive_field(K, (1, 2, 4)), "tokens; the gradient agrees")
+print("three layers of three taps, dilations 1, 2, 4, see", receptive_field(K, (1, 2, 4)), "tokens, says the gradient too")
 
 layers = range(1, 13)
 plt.figure(figsize=(5, 2.4))

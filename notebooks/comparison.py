@@ -45,7 +45,6 @@ import itertools
 import math
 import statistics
 import tempfile
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch

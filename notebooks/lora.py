@@ -203,7 +203,7 @@ run, _ = scratchlm.create_run(
         "model": {"context": 64, "dim": 64, "depth": 2, "heads": 4, "dropout": 0.0, "activation": "gelu"},
         "optim": {"lr": 5e-3, "min_lr": 5e-4, "warmup": 40, "beta2": 0.99},
     },
-    tempfile.mkdtemp() + "/base",
+    Path(tempfile.mkdtemp()) / "base",
 )  # fmt: skip
 for _ in scratchlm.train(run):
     pass

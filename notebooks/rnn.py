@@ -439,7 +439,7 @@ with torch.no_grad(), scratchlm.record(model) as shown:
 cells = shown["blocks.0.recurrence.cell"][0][0]  # (T, H)
 read = tokenizer.decode(validation[0, :6000].tolist())
 
-column, in_word, after_capital, properties = 0, 0, 0, []
+column, in_word, properties = 0, 0, []
 for character in read:
     column = 0 if character == "\n" else column + 1
     in_word = in_word + 1 if character.isalpha() else 0

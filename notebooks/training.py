@@ -383,8 +383,8 @@ settings = {
     "model": {"context": 48, "dim": 48, "depth": 2, "heads": 4, "dropout": 0.1, "activation": "gelu"},
     "optim": {"lr": 5e-3, "min_lr": 5e-4, "warmup": 30, "grad_clip": 1.0},
 }  # fmt: skip
-folder = tempfile.mkdtemp()
-whole, _ = scratchlm.create_run(settings, f"{folder}/whole")
+folder = Path(tempfile.mkdtemp())
+whole, _ = scratchlm.create_run(settings, folder / "whole")
 progress = []
 for record in scratchlm.train(whole):
     if isinstance(record, Progress):
@@ -406,7 +406,7 @@ plt.show()
 # even has dropout, so the generators must be where they were.
 
 # %%
-parted, _ = scratchlm.create_run(settings, f"{folder}/parted")
+parted, _ = scratchlm.create_run(settings, folder / "parted")
 stop = threading.Event()
 for record in scratchlm.train(parted, stop=stop):
     if isinstance(record, Progress) and record.step >= 75:
@@ -594,7 +594,7 @@ def parts_do_not_matter(kind):
         loop.accumulate = parts
         loop.backward(*loop.batch(0))
         found.append(torch.cat([p.grad.flatten() for p in loop.model.parameters()]).float())
-    close(found[0], found[1], rtol=1e-2, atol=2e-3 if found[0].dtype == torch.float32 else 1e-2)
+    close(found[0], found[1], rtol=1e-3, atol=1e-5)
 
 
 def schedule_ends_with_the_run(kind):
@@ -629,9 +629,9 @@ def targets_come_next(kind):
 
 
 def steps_are_not_lost(kind):
-    """At the run's least rate nearly every weight that has a gradient still moves."""
+    """At a small rate too, nearly every weight moves."""
     loop = kind().run(3)
-    loop.rate = lambda: 5e-6
+    loop.rate = lambda: 1e-5
     before = loop.model.blocks[0].mlp.hidden.weight.detach().clone()
     loop.update()
     assert (loop.model.blocks[0].mlp.hidden.weight != before).float().mean() > 0.9
