@@ -103,7 +103,8 @@ def weights_of(queries, keys):
 
 
 alpha = weights_of(queries, keys)
-print("alpha", tuple(alpha.shape), "= (L, T, T); each row sums to", alpha.sum(-1).unique().tolist())
+close(alpha.sum(-1), torch.ones(L, T))
+print("alpha", tuple(alpha.shape), "= (L, T, T); each row sums to 1")
 figure, panels = plt.subplots(1, L, figsize=(7, 2.4), layout="constrained")
 for sense, panel in enumerate(panels):
     panel.imshow(alpha[sense], cmap="Blues", vmin=0, vmax=1)
@@ -235,7 +236,7 @@ def learn(model, windows, steps=80, logits_of=None):
     return losses
 
 
-losses = learn(small_backpack(), [batch])
+losses = learn(small_backpack(), [batch], steps=250)
 plt.figure(figsize=(5, 2.4), layout="constrained")
 plt.plot(losses)
 plt.axhline(math.log(V), color="grey", linestyle=":", label=f"guessing: ln {V} = {math.log(V):.2f}")
@@ -334,7 +335,7 @@ with torch.no_grad():
         measured = turned.readout(turned(read)[0])[0, -1] - before[0, -1]
         close(measured, (factor - 1) * amount[sense] * push[sense], rtol=1e-4, atol=1e-4)
         largest = measured.abs().max()
-        print(f"sense {sense} of {tokenizer.decode([word])!r} times {factor}: as computed; largest change {largest:.2f}")
+        print(f"sense {sense} of {tokenizer.decode([word])!r} times {factor}: as computed, up to {largest:.2f}")
 
 # %%
 factors = torch.linspace(0, 3, 61)

@@ -125,7 +125,7 @@ def who_sees_whom(function, length, channels):
 
 
 def pictures(panels, ylabel="output"):
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.5))
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.6), layout="constrained")
     for place, (title, seen) in zip(axes, panels.items(), strict=True):
         place.imshow(seen > 0, cmap="Blues", vmin=0, vmax=1.4)
         place.plot([-0.5, len(seen) - 0.5], [-0.5, len(seen) - 0.5], color="firebrick", linewidth=0.8)
@@ -167,10 +167,10 @@ def receptive_field(taps, dilations):
 
 seen = who_sees_whom(lambda x: third(second(first(x))), 20, C)
 assert int((seen[-1] > 0).sum()) == receptive_field(K, (1, 2, 4))
-print("three layers of three taps, dilations 1, 2, 4, see", receptive_field(K, (1, 2, 4)), "tokens, says the gradient too")
+print("three taps, dilations 1, 2, 4: sees", receptive_field(K, (1, 2, 4)), "tokens, and the gradient agrees")
 
 layers = range(1, 13)
-plt.figure(figsize=(5, 2.4))
+plt.figure(figsize=(5, 2.4), layout="constrained")
 doubling = [receptive_field(3, [2**i for i in range(n)]) for n in layers]
 plt.semilogy(layers, doubling, "o-", label="dilations 1, 2, 4, ...")
 plt.semilogy(layers, [receptive_field(3, [1] * n) for n in layers], "s-", label="no dilation")
@@ -277,7 +277,8 @@ print("memories", [tuple(memory.shape) for memories in state.memories for memory
 text = corpora.get("shakespeare-tiny")
 tokenizer = scratchlm.tokenizers.CharacterTokenizer.train([text])
 V = tokenizer.vocab_size
-batch = torch.tensor(tokenizer.encode(text[:4000]))[: 8 * 33].view(8, 33)
+data = torch.tensor(tokenizer.encode(text))
+batch = data[: 8 * 33].view(8, 33)
 inputs, targets = batch[:, :-1], batch[:, 1:]
 
 
@@ -297,9 +298,11 @@ def fresh(kind=CNN, **changed):
     return kind(CNNConfig(**{"vocab_size": V, "dim": 32, "depth": 4, "dilations": 4, **changed}))
 
 
-plt.figure(figsize=(6, 2.4))
+plt.figure(figsize=(6, 2.4), layout="constrained")
 for block in ("gated", "gcnn", "tcn", "wavenet"):
-    plt.plot(overfit(fresh(block=block)), label=block)
+    losses = overfit(fresh(block=block))
+    plt.plot(losses, label=block)
+    assert losses[-1] < losses[0] / 2
 plt.xlabel("step")
 plt.ylabel("loss")
 plt.legend(frameon=False, fontsize=8)
@@ -315,8 +318,8 @@ plt.show()
 folder = Path(tempfile.mkdtemp()) / "cnn"
 run, _ = scratchlm.create_run(
     {
-        "arch": "cnn", "data": "shakespeare-tiny", "device": "cpu", "steps": 300, "batch_size": 8, "window": 192,
-        "eval_every": 300, "model": {"dim": 64, "depth": 6, "dilations": 6},
+        "arch": "cnn", "data": "shakespeare-tiny", "device": "cpu", "steps": 260, "batch_size": 8, "window": 160,
+        "eval_every": 260, "model": {"dim": 64, "depth": 6, "dilations": 6},
         "optim": {"lr": 5e-3, "min_lr": 5e-4, "warmup": 20, "beta2": 0.99},
     },
     folder,
@@ -324,7 +327,7 @@ run, _ = scratchlm.create_run(
 for _ in scratchlm.train(run):
     pass
 lines = run.metrics()
-plt.figure(figsize=(6, 2.2))
+plt.figure(figsize=(6, 2.2), layout="constrained")
 plt.plot([line["step"] for line in lines], [line["loss"] for line in lines])
 plt.xlabel("step")
 plt.ylabel("nats per character")
@@ -358,7 +361,7 @@ windows = torch.from_numpy(validation.windows(starts.numpy(), 161))
 torch.manual_seed(2)
 untrained = CNN(model.config)
 field = model.config.receptive_field
-plt.figure(figsize=(6, 2.6))
+plt.figure(figsize=(6, 2.6), layout="constrained")
 for label, which in (("before training", untrained), ("after", model)):
     back = looks_back(which, windows)
     plt.semilogy(back / back.sum(), label=label)
@@ -372,10 +375,12 @@ plt.show()
 
 # %% [markdown]
 # Right of the red line the gradient is exactly 0, at 127 characters, as the formula says. Left of it, most of the
-# influence is close by: the next character hangs on the last few. A receptive field is what a model can see, not what
-# it uses.
+# influence is close by: the next character hangs on the last few. The teeth at 32 and 64 are the widest dilations, where
+# a tap looks straight back. What a model can see is not what it uses.
 #
-# What does the gate do? Here is how open each unit of the first block is, over a line of text.
+# **What does the gate do?** How open the gates of the first block are over a line of text. Each row is a unit. It opens
+# for some characters and shuts for others: what passes depends on what is read, and that is what a plain convolution
+# cannot do.
 
 # %%
 line = tokenizer.encode("First Citizen: We are accounted poor citizens.")
@@ -384,7 +389,7 @@ with torch.no_grad():
     mixed, _ = first.convolution(first.norm(model.embedding(torch.tensor([line]))))
     gates = torch.sigmoid(mixed.chunk(2, -1)[1])[0]  # (T, E)
 order = gates.std(0).argsort(descending=True)[:16]
-plt.figure(figsize=(9, 2.8))
+plt.figure(figsize=(9, 2.8), layout="constrained")
 plt.imshow(gates[:, order].T, cmap="viridis", vmin=0, vmax=1, aspect="auto")
 plt.xticks(range(len(line)), [tokenizer.decode([token]) for token in line], size=8, family="monospace")
 plt.yticks([])
@@ -454,17 +459,32 @@ def tiny(kind):
 
 
 # %%
-right = overfit(fresh(), steps=40, lr=3e-3)
+def learn(model, steps=120):
+    """Losses on new text at every step."""
+    order, optimizer, losses = torch.Generator().manual_seed(3), torch.optim.Adam(model.parameters(), 5e-3), []
+    for _ in range(steps):
+        starts = torch.randint(len(data) - 49, (16,), generator=order)
+        rows = data[starts[:, None] + torch.arange(49)]
+        loss = F.cross_entropy(model.readout(model(rows[:, :-1])[0]).flatten(0, 1), rows[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+right_model = fresh()
+right = learn(right_model)
 assert not contract.failed(lambda: tiny(CausalConvolution))
 figure, panels = plt.subplots(1, 4, figsize=(11, 2.6), sharey=True, layout="constrained")
 bugs = {PaddedOnBothSides: "causal", QueueOfTaps: "stream", ShiftedInPlace: "rollback", DilationForgotten: None}
-ends = {}
+learned = {}
 for panel, (kind, expected) in zip(panels, bugs.items(), strict=True):
-    losses = overfit(with_convolution(kind, fresh), steps=40, lr=3e-3)
-    caught_by, ends[kind] = contract.failed(lambda kind=kind: tiny(kind)), losses[-1]
+    learned[kind] = with_convolution(kind, fresh)
+    losses, caught_by = learn(learned[kind]), contract.failed(lambda kind=kind: tiny(kind))
     print(f"{kind.__name__:18} {losses[0]:.2f} -> {losses[-1]:.2f}, caught by: {', '.join(caught_by) or 'no check'}")
     assert expected in caught_by if expected else not caught_by
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.8 * losses[0]
     panel.plot(right, color="grey", label="right")
     panel.plot(losses, color="crimson", linestyle="--", label="broken")
     panel.set_title(kind.__name__, size=9)
@@ -473,10 +493,12 @@ panels[0].set_ylabel("loss, nats")
 panels[0].legend()
 plt.show()
 print(f"the right one ends at {right[-1]:.2f}")
-assert ends[PaddedOnBothSides] < right[-1]
+for name, one in (("right", right_model), ("padded on both sides", learned[PaddedOnBothSides])):
+    written = scratchlm.generate(one, [tokenizer.encode("The ")], 40, temperature=0.5, seed=1)[0]
+    print(f"{name:20}", repr(tokenizer.decode(written)))
 
 # %% [markdown]
-# The one that cheats has the best loss. It reads the answer: the character that it should predict lies half a kernel
+# The one that cheats has by far the best loss, and cannot write. It reads the answer: the character that it should predict lies half a kernel
 # ahead. A loss that is too good is a bug until proved otherwise. **causal** needs no training to see it: change later
 # tokens, and no earlier feature may move.
 #
