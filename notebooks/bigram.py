@@ -116,7 +116,8 @@ print(write(probabilities))
 # the mean of the negative logarithm, in nats. Exponentiated it is the perplexity: among how many equally probable
 # characters the model seems to choose.
 #
-# $$\text{loss} = -\frac1N\sum_t \log P(\text{token}_{t+1} \mid \text{token}_t) \qquad \text{perplexity} = e^{\text{loss}}$$
+# $$\text{loss} = -\frac1N\sum_t \log P(\text{token}_{t+1} \mid \text{token}_t) \qquad
+# \text{perplexity} = e^{\text{loss}}$$
 
 # %%
 surprise = -probabilities[data[:-1], data[1:]].log()
@@ -472,15 +473,15 @@ assert trigram_floor(torch.tensor(tokenizer.encode("abcab" * 9))) < 1e-9, "two c
 print(f"bigram {floor(data[:-1], data[1:]):.3f}, trigram {trigram_floor(data):.3f} nats: right")
 
 # %% [markdown]
-# **3.** Nats per token depend on what a token is. Write `bits_per_byte(nats, tokens, bytes)`, which does not: the same
-# loss in bits, for each byte of the text.
+# **3.** Nats per token depend on what a token is. Write `bits_per_byte(nats, tokens, size)`, which does not: the same
+# loss in bits, for each of the `size` bytes of the text.
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 3
 
 
-def bits_per_byte(nats, tokens, bytes):
-    return nats * tokens / bytes / math.log(2)
+def bits_per_byte(nats, tokens, size):
+    return nats * tokens / size / math.log(2)
 
 
 # %%

@@ -143,7 +143,8 @@ plt.show()
 # **Output.** Each position takes the weighted mean of the values. The heads are laid side by side again and mixed by
 # one more matrix:
 #
-# $$\text{head}_t = \sum_{s \le t} w_{ts} v_s \qquad \text{Attention}(x)_t = W_o\,[\text{head}^1_t; \dots; \text{head}^H_t]$$
+# $$\text{head}_t = \sum_{s \le t} w_{ts} v_s \qquad
+# \text{Attention}(x)_t = W_o\,[\text{head}^1_t; \dots; \text{head}^H_t]$$
 
 # %%
 W_o = torch.randn(D, D) / math.sqrt(D)

@@ -52,7 +52,6 @@ import contract  # the checks that every architecture must pass: tests/contract.
 import scratchlm
 from scratchlm.data import corpora
 from scratchlm.inspect.attention import attention_figure, attention_layers
-from scratchlm.models import llama as llamas
 from scratchlm.models.llama import Llama, LlamaConfig, RMSNorm, Rotation
 
 torch.manual_seed(0)
@@ -160,7 +159,7 @@ k, v = torch.randn(2, 2, 2, 6, 8)
 print("queries", tuple(q.shape), "keys", tuple(k.shape), "->", tuple(grouped_attention(q, k, v).shape))
 for groups in (32, 8, 1):
     kept = 2 * groups * 128 * 32 * 2  # keys and values, width of a head, layers, two bytes each
-    print(f"Llama 3 8B with {groups:>2} heads of keys: {kept / 1024:>5.0f} kB a token, {kept * 8192 / 2**30:.2f} GB at 8,192")
+    print(f"Llama 3 8B with {groups:>2} heads of keys: {kept // 1024:>3} KiB a token, {kept / 2**17:.1f} GiB at 8,192")
 
 # %% [markdown]
 # **SwiGLU.** The MLP gets a second entrance. One branch says *what*, the other, through $\text{silu}(z) =
@@ -239,7 +238,7 @@ for parameter in model.parameters():
 rows = data[: 4 * 32].view(4, 32)
 ours, theirs = llama(rows, dict(model.named_parameters()), config), model.readout(model(rows)[0])
 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # the package turns by angles in float32, as others do
-print(f"{config.parameters:,} parameters, and the same logits; the largest difference is {(ours - theirs).abs().max():.0e}")
+print(f"{config.parameters:,} parameters, the same logits, at most {(ours - theirs).abs().max():.0e} apart")
 
 # %% [markdown]
 # ## Overfit one batch
@@ -349,7 +348,9 @@ with torch.no_grad():
     query = attention_layer.project(x, Rotation.at(0, 48, model.config, x))[0]  # (B, H, T, K)
 a, b = query.chunk(2, -1)
 lengths = torch.sqrt((a**2 + b**2).mean((0, 2)))  # (H, K / 2)
-wavelengths = 2 * math.pi * model.config.rope_base ** (torch.arange(0, model.config.head_dim, 2) / model.config.head_dim)
+wavelengths = (
+    2 * math.pi * model.config.rope_base ** (torch.arange(0, model.config.head_dim, 2) / model.config.head_dim)
+)
 plt.figure(figsize=(6.5, 2.6), layout="constrained")
 plt.imshow(lengths, cmap="Blues", aspect="auto")
 plt.xticks(range(len(wavelengths)), [f"{wave:.0f}" for wave in wavelengths], size=8)
@@ -485,7 +486,9 @@ Rotation.turn = right_turn
 with torch.no_grad():
     loss_of_own_weights = batch_loss(right, one_batch).item()
 print("caught by the contract:", caught_by or "no check")
-print(f"weights of the right model: loss {loss_of_own_weights:.3f} here, {loss_of_other_weights:.3f} with the other pairs")
+print(
+    f"weights of the right model: loss {loss_of_own_weights:.3f} here, {loss_of_other_weights:.3f} with the other pairs"
+)
 try:
     torch.testing.assert_close(logits, right.readout(right(rows)[0]))
 except AssertionError as error:

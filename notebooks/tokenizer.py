@@ -130,9 +130,7 @@ def train(chunks, merges):
         counts = pair_counts(sequences)
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         made.append(best)
-        sequences = [
-            (replace(ids, best, 256 + number) if best[0] in ids else ids, times) for ids, times in sequences
-        ]
+        sequences = [(replace(ids, best, 256 + number) if best[0] in ids else ids, times) for ids, times in sequences]
     return made
 
 
@@ -266,7 +264,12 @@ for word in (" shall", " noble", " Gloucester", "ROMEO"):
 # %%
 figure, panel = plt.subplots(figsize=(5, 2.8), layout="constrained")
 for name, part in (("training text", training), ("unseen text", unseen)):
-    panel.plot([max(size, 10) for size in sizes], [len(part.encode()) / len(t.encode(part)) for t in tokenizers], "o-", label=name)
+    panel.plot(
+        [max(size, 10) for size in sizes],
+        [len(part.encode()) / len(t.encode(part)) for t in tokenizers],
+        "o-",
+        label=name,
+    )
 panel.set(xscale="log", xlabel="merges (0 at the left)", ylabel="bytes in a token")
 panel.legend()
 plt.show()

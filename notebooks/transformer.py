@@ -53,6 +53,7 @@ from torch import nn
 import contract  # the checks that every architecture must pass: tests/contract.py
 import scratchlm
 from scratchlm import Source
+from scratchlm import layers as package_layers
 from scratchlm.inspect.attention import attention_figure, attention_layers
 from scratchlm.models.transformer import SourceAttention, Transformer, TransformerConfig, TransformerState
 from scratchlm.translation import decode, encode_source
@@ -125,7 +126,8 @@ print("the decoder reads", tokens, "and says", targets, sep="\n")
 # **Positions.** Attention sees a set, without order. So a vector is added that tells the place: sines and cosines of
 # many wavelengths, from $2\pi$ to $10000 \cdot 2\pi$ tokens. Near places have similar vectors.
 #
-# $$\text{PE}(p, 2i) = \sin\big(p \cdot 10000^{-2i/D}\big) \qquad \text{PE}(p, 2i+1) = \cos\big(p \cdot 10000^{-2i/D}\big)$$
+# $$\text{PE}(p, 2i) = \sin\big(p \cdot 10000^{-2i/D}\big) \qquad
+# \text{PE}(p, 2i+1) = \cos\big(p \cdot 10000^{-2i/D}\big)$$
 
 # %%
 
@@ -451,10 +453,10 @@ assert "rows" in caught_by
 # answer as input, it needs only to copy the next letter.
 
 # %%
-from scratchlm import layers as package_layers
-
 right_attention = package_layers.fused_attention
-package_layers.fused_attention = lambda q, k, v, dropout=0.0: F.scaled_dot_product_attention(q, k, v)  # right: is_causal
+package_layers.fused_attention = lambda q, k, v, dropout=0.0: F.scaled_dot_product_attention(
+    q, k, v
+)  # right: is_causal
 seeing = small_transformer()
 curves["decoder sees its future"] = learn(seeing, batches())
 caught_by = contract.failed(tiny_transformer)
