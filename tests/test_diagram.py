@@ -21,10 +21,14 @@ from scratchlm.models.transformer import Transformer
 
 SVG = "{http://www.w3.org/2000/svg}"
 WINDOW = 8
+BLOCKS = {f"cnn {block}": block for block in ("gcnn", "tcn", "wavenet")}
+DRAWN = [*MODELS, *BLOCKS]
 
 
 def tiny(arch):
     with torch.device("meta"):
+        if arch in BLOCKS:
+            return CNN(CNNConfig(vocab_size=23, dim=16, depth=3, hidden_dim=8, dilations=2, block=BLOCKS[arch]))
         return MODELS[arch](MODELS[arch].Config.tiny())
 
 
@@ -43,7 +47,7 @@ def drawn(model, title="a model", window=WINDOW):
     return root, box
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", DRAWN)
 def test_the_numbers_of_a_diagram_add_up_to_those_of_the_model(arch):
     model = tiny(arch)
     root, whole = drawn(model)
@@ -59,8 +63,8 @@ def test_the_numbers_of_a_diagram_add_up_to_those_of_the_model(arch):
     while pending:
         box = pending.pop()
         module, copies = modules[box.get("data-name")], number(box, "copies")
-        seen += copies * sum(parameter.numel() for parameter in module.parameters(recurse=False))
         inner = boxes(box)
+        seen += copies * sum(parameter.numel() for parameter in module.parameters(recurse=not inner))
         for what, own in (("flops", copies), ("kept", 1)):  # bytes are given of all copies, since they may differ
             inside = sum(number(one, what) * (number(one, "copies") if what == "flops" else 1) for one in inner)
             assert inside <= number(box, what) * own
@@ -68,7 +72,7 @@ def test_the_numbers_of_a_diagram_add_up_to_those_of_the_model(arch):
     assert seen == parameters, "each parameter lies in one box"
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", DRAWN)
 def test_a_diagram_is_closed_in_itself(arch):
     svg = diagram(tiny(arch), "a model", WINDOW)
     root = ElementTree.fromstring(svg)
@@ -85,7 +89,7 @@ def test_a_diagram_is_closed_in_itself(arch):
 
 
 def test_boxes_do_not_overlap():
-    for arch in MODELS:
+    for arch in DRAWN:
         pending = [drawn(tiny(arch))[0]]
         while pending:
             parent = pending.pop()
@@ -146,6 +150,18 @@ def test_tied_weights_are_marked():
     assert "uses token_embedding.weight, tied" in text
     assert ("tied" in "".join(drawn(tiny("llama"))[1].itertext())) == Llama.Config.tiny().tied
     assert "tied" not in "".join(drawn(tiny("bigram"))[1].itertext())
+
+
+def test_what_a_weight_is_made_of_is_told():
+    text = "".join(drawn(tiny("cnn gcnn"))[1].itertext())
+    assert "Parametrized" not in text
+    assert "weight.original0 16" in text
+    assert "dilation 1 to 2" in text
+
+
+def test_a_thing_that_comes_in_parts_is_one_input():
+    """Rotations are two tensors, and one thing that attention is given."""
+    assert trace(tiny("llama"), WINDOW)["blocks.0.attention"].inputs == ["x", "rotation"]
 
 
 def test_a_recurrence_shows_how_often_it_is_called():

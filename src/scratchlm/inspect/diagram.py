@@ -6,6 +6,7 @@ One SVG of plain shapes and text, light or dark as whoever looks at it prefers, 
 from collections.abc import Iterator, Sequence
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from scratchlm.inspect.drawing import Item, draw
 from scratchlm.inspect.tracing import Step, Trace, trace
@@ -69,7 +70,7 @@ class _Reader:
         one = traces[0]
         parameters = sum(parameter.numel() for parameter in module.parameters())
         flops, kept = self._sum(names[0], "flops"), [self._sum(name, "kept") for name in names]
-        own = {name: shape(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}
+        own = {name: shape(parameter.shape) for name, parameter in _own(module)}
         lines = [
             ", ".join([*self._facts(names), *(f"{name} {sizes}" for name, sizes in own.items())]),
             self._costs(parameters, flops),
@@ -98,7 +99,7 @@ class _Reader:
     def _facts(self, names: Sequence[str]) -> Iterator[str]:
         """The whole numbers that a module of ours was made with, such as its heads."""
         modules = [self.modules[name] for name in names]
-        if type(modules[0]).__module__.startswith("torch."):
+        if type_before_parametrizations(modules[0]).__module__.startswith("torch."):
             return
         for key, value in vars(modules[0]).items():
             if type(value) is int and not key.startswith("_"):
@@ -107,6 +108,8 @@ class _Reader:
     def _inside(self, names: Sequence[str]) -> list[Item]:
         """What lies in a box: the modules of a list stand for it."""
         prefix = [f"{name}." if name else "" for name in names]
+        if is_parametrized(self.modules[names[0]]):  # what makes its weight is no part of what it does
+            return []
         steps = self.traces.get(names[0], Trace()).steps
         called = {step.name for step in steps}
         missing = [
@@ -126,7 +129,7 @@ class _Reader:
                 if isinstance(self.modules[children[0]], nn.ModuleList):
                     items += self._of_list(children, step.name)
                 else:
-                    kind = type(self.modules[children[0]]).__name__
+                    kind = _kind(self.modules[children[0]])
                     items.append(self._module(children, step.name, kind))
                 for number in range(first + 1, len(items)):
                     items[number].sources = [number - 1]
@@ -154,7 +157,7 @@ class _Reader:
             groups[-1].append(number) if alike else groups.append([number])
         items = []
         for group in groups:
-            kind = type(self.modules[f"{lists[0]}.{group[0]}"]).__name__
+            kind = _kind(self.modules[f"{lists[0]}.{group[0]}"])
             span = group[0] if len(group) == 1 else f"{group[0]} to {group[-1]}"
             names = [f"{one}.{number}" for one in lists for number in group]
             items.append(self._module(names, f"{label} {span}", kind, len(group)))
@@ -164,7 +167,7 @@ class _Reader:
         """What two modules have in common that are drawn as one."""
         module, one = self.modules[name], self.traces.get(name, Trace())
         return (
-            type(module).__name__,  # a parametrization makes a class of its own
+            _kind(module),
             [(key, parameter.shape) for key, parameter in module.named_parameters()],
             one.flops,
             one.output[:1],
@@ -172,6 +175,20 @@ class _Reader:
             [(step.kind, step.name, step.sources) for step in one.steps],
             [self._signature(f"{name}.{child}") for child, _ in module.named_children()],
         )
+
+
+def _kind(module: nn.Module) -> str:
+    """What a module is; a parametrization makes a class of its own of it."""
+    return type_before_parametrizations(module).__name__
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A module's own parameters, and those that its parametrized weights are made of."""
+    yield from module.named_parameters(recurse=False)
+    if is_parametrized(module):
+        for name, parameter in module.named_parameters():
+            if name.startswith("parametrizations."):
+                yield name.removeprefix("parametrizations."), parameter
 
 
 def _given(traces: Sequence[Trace]) -> str:
@@ -189,11 +206,11 @@ def _given(traces: Sequence[Trace]) -> str:
 
 
 def _mark(module: nn.Module) -> str:
-    name = type(module).__name__.lower()
     if isinstance(module, nn.Embedding):
         return "embedding"
-    if any(True for _ in module.children()):
+    if any(True for _ in module.children()) and not is_parametrized(module):
         return ""
+    name = _kind(module).lower()
     return "linear" if isinstance(module, nn.Linear) else "norm" if "norm" in name else "other"
 
 

@@ -170,20 +170,21 @@ class _Tracer(TorchDispatchMode):
                     if len(step.phases) == 1:
                         step.sources = self._sources(frame, given)
             inner = self.traces[name]
-            for number, storage in enumerate(given, 1):
-                self._values[name].setdefault(storage, -number)
-                self._itself[name].add(storage)
-            if not inner.calls:
-                inner.inputs = self._named(module, args, kwargs, given)
+            names = self._named(module, args, kwargs)
+            inner.inputs = inner.inputs or list(dict.fromkeys(names[storage] for storage in given))
+            for storage in given:
+                if names[storage] in inner.inputs:
+                    self._values[name].setdefault(storage, -1 - inner.inputs.index(names[storage]))
+                    self._itself[name].add(storage)
             inner.calls += 1
             self._active.append(name)
 
         return enter
 
-    def _named(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], given: list[int]) -> list[str]:
+    def _named(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dict[int, str]:
+        """Which of its parameters, as its forward method calls them, a module is given a storage for."""
         bound = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        names = {self._id(tensor): name for name, value in reversed(bound.items()) for tensor in _floats(value)}
-        return [names[storage] for storage in given]
+        return {self._id(tensor): name for name, value in reversed(bound.items()) for tensor in _floats(value)}
 
     def _leaving(self, name: str) -> Callable[..., None]:
         def leave(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
