@@ -105,14 +105,21 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     where = tmp_path_factory.mktemp("runs")
     found = {arch: train(new_run(where, arch, arch, steps=60 if arch == "backpack" else 2)) for arch in SHAPES}
     marked = "".join(f"{HOSTILE} \u202e\u0007{number}\n" for number in range(60)) + "e\u0301ü€😀" * 20
-    found["hostile"] = train(new_run(where, "gpt", "<b onclick=alert(1)>\u202erun", marked, tokenizer="bpe", vocab_size=330))
+    found["hostile"] = train(
+        new_run(where, "gpt", "<b onclick=alert(1)>\u202erun", marked, tokenizer="bpe", vocab_size=330)
+    )
     return found
 
 
 @pytest.fixture(scope="module")
 def servers(folders) -> Iterator[dict[str, Served]]:
     with ExitStack() as stack:
-        pairs = {"text": ("gpt", "backpack"), "other": ("lstm", "cnn"), "pairs": ("transformer",), "hostile": ("hostile",)}
+        pairs = {
+            "text": ("gpt", "backpack"),
+            "other": ("lstm", "cnn"),
+            "pairs": ("transformer",),
+            "hostile": ("hostile",),
+        }
         yield {name: stack.enter_context(serving(*(folders[one] for one in names))) for name, names in pairs.items()}
 
 
@@ -345,7 +352,9 @@ def test_attention_of_every_layer_and_head(visit, alone):
     expect(page.locator(".large .readout")).to_contain_text("may not see")
     # what is drawn is the weight: darkest where it is largest
     page.get_by_role("option").nth(3).hover()
-    shades = page.get_by_role("option").evaluate_all("all => all.map(one => parseInt(one.style.getPropertyValue('--w')))")
+    shades = page.get_by_role("option").evaluate_all(
+        "all => all.map(one => parseInt(one.style.getPropertyValue('--w')))"
+    )
     expected = 60 * attention_layers(model, ids)[1].weights[1, 3].sqrt()
     assert torch.tensor(shades[:4]).float().sub(expected[:4]).abs().max() <= 0.51
     assert shades[4:] == [0] * (len(PROMPT) - 4)
@@ -436,7 +445,9 @@ def test_a_translation_and_where_it_looked(visit, servers):
     expect(page.locator(".targets li")).to_have_count(3)
     expect(page.get_by_role("alert")).to_have_count(0)
     looks = page.get_by_role("listbox", name="Tokens that look").get_by_role("option").count()
-    sizes = page.locator("#panel-translate .thumbnail canvas").evaluate_all("all => all.map(one => [one.width, one.height])")
+    sizes = page.locator("#panel-translate .thumbnail canvas").evaluate_all(
+        "all => all.map(one => [one.width, one.height])"
+    )
     assert sizes == [[5, looks]] * 4  # the source is four letters and its end
     page.get_by_role("tab", name="Attention").click()
     kinds = page.locator("#panel-attention .heads h3")
@@ -456,14 +467,18 @@ def test_a_run_that_is_still_training(visit, tmp_path):
 
         def line(step, **more):
             with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "loss": 4 / step, "tokens": 9 * step, "seconds": 1.0, **more}) + "\n")
+                file.write(
+                    json.dumps({"step": step, "loss": 4 / step, "tokens": 9 * step, "seconds": 1.0, **more}) + "\n"
+                )
 
         line(1)
         page.get_by_role("tab", name="Curve").click()
         expect(page.get_by_text("Training now: step 1, training 4.")).to_be_visible()
         before = page.locator(".chart .training").get_attribute("d")
         line(2, val_loss=2.5, val_bits_per_byte=3.6)
-        expect(page.get_by_text("step 2, training 2, validation 2.5 nats per token, 3.6 bits per byte.")).to_be_visible()
+        expect(
+            page.get_by_text("step 2, training 2, validation 2.5 nats per token, 3.6 bits per byte.")
+        ).to_be_visible()
         expect(page.locator(".chart .validation-dot")).to_have_count(1)
         assert page.locator(".chart .training").get_attribute("d").startswith(before[:2])
         metrics.unlink()
@@ -522,7 +537,9 @@ def test_too_much_text_is_refused_in_words(visit, alone):
     page = visit(alone, "pieces", viewport={"width": 360, "height": 800})
     for text, words in (("x" * 2**20, "at most"), ("A" * 21_000, "20000")):
         page.get_by_label("Text", exact=True).fill(text)
-        expect(page.get_by_role("alert")).to_contain_text(re.compile(words.replace("at most", "the most that the server takes")))
+        expect(page.get_by_role("alert")).to_contain_text(
+            re.compile(words.replace("at most", "the most that the server takes"))
+        )
         assert no_wider_than_the_window(page)
     page.get_by_label("Text", exact=True).fill("A")
     expect(page.get_by_text("1 token of 1 byte")).to_be_visible()
@@ -547,7 +564,11 @@ VIEWS = [
 
 def serious(page: Page) -> list[str]:
     found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {[node['html'] for node in one['nodes'][:2]]}" for one in found if one["impact"] in ("serious", "critical")]
+    return [
+        f"{one['id']}: {[node['html'] for node in one['nodes'][:2]]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 def fill_view(page: Page, served: str, view: str) -> None:

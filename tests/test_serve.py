@@ -95,7 +95,7 @@ def test_runs_say_what_they_are(clients, folders):
         "parameters": sum(p.numel() for p in model.parameters()), "step": 0, "newest": 0, "steps": None,
         "training": False, "val_loss": None, "vocab_size": tokenizer.vocab_size, "context": None, "device": "cpu",
         "pairs": False, "layers": 3, "heads": 0, "senses": 0, "views": ["generate", "pieces", "influence", "field"],
-        "note": "It continues text and does not chat.",
+        "example": None, "note": "It continues text and does not chat.",
     }  # fmt: skip
     assert other["views"] == ["generate", "pieces", "influence", "attention", "senses"]
     assert (other["senses"], other["heads"]) == (MODELS["backpack"].Config.tiny().senses, 2)
@@ -540,6 +540,27 @@ def test_a_translation(ask, refused, folders):
     assert "has no translate" in refused("gpt", "translate", text="a")
 
 
+def test_a_model_that_reads_pairs_as_one_text(tmp_path):
+    with serving(make_run(tmp_path / "run", "gpt", sides(), context=8).path) as client:
+
+        def ask(path, **body):
+            answer = client.post(f"/api/{path}", json={"run": "a", **body})
+            return answer.status_code, answer.json()
+
+        assert client.get("/api/runs").json()["runs"][0]["views"] == ["pieces", "influence", "attention", "translate"]
+        status, found = ask("attention", text="abc", target="B A")
+        assert (status, found["source"], found["tokens"]) == (200, None, ["a", "b", "c", "<end>", "B", "A"])
+        status, found = ask("attention", text="abcabcabc")
+        assert (status, found["cut"], found["tokens"][:7]) == (200, True, [*"abcabc", "<end>"])
+        status, found = ask("field", text="abc")
+        assert (status, found["tokens"]) == (200, ["a", "b", "c", "<end>"])
+        status, found = ask("translate", text="abc")
+        assert (status, found["layers"], len(found["targets"])) == (200, [], 3)
+        status, found = ask("translate", text="abcabcabc")
+        assert (status, "shorten it" in found["error"]["message"]) == (422, True)
+        assert ask("generate", prompt="a")[0] == 422
+
+
 def test_numbers_that_are_none_are_said_and_not_sent(tmp_path, monkeypatch):
     with serving(make_run(tmp_path / "wild", "lstm", characters()).path) as client:
         model = client.desk.runs[0].player.model
@@ -584,6 +605,7 @@ def test_a_run_that_is_still_training(tmp_path):
         assert (found["status"], found["steps"]) == ("ready", 12)
         assert found["step"] >= 4
         assert "curve" in found["views"]
+        assert " went up the hill, " in found["example"]
         early = client.get("/api/curve?run=a").json()
         assert early["training"]
         list(trained)

@@ -51,6 +51,11 @@ class Run:
 
     # --- the model -----------------------------------------------------------------------------------------------
 
+    def begin(self, worker: Worker) -> None:
+        """Have the model loaded for the first time."""
+        if self._loading is None:
+            self.load(worker)
+
     def load(self, worker: Worker) -> Future[None]:
         """Have the model loaded, or the newest checkpoint's in its place; there is one loading at a time."""
         if self._loading is None or self._loading.done():
@@ -162,6 +167,7 @@ class Run:
             "heads": shape.get("heads", 0),
             "senses": shape.get("senses", 0),
             "views": [],
+            "example": None,
             "note": TRANSLATES if self.config.get("pairs") else WRITES,
         }
         if self.player is not None:
