@@ -1,7 +1,7 @@
 // One model's text in Write: it streams, its tokens are shaded, and it goes on from any of them.
 
 import { alternatives } from "./alternatives.js";
-import { aborted, events, Failure, inWords } from "./api.js";
+import { aborted, events, Failure, inWords } from "./asking.js";
 import { h, many, notice, number, percent, visible } from "./dom.js";
 import { roving } from "./roving.js";
 

@@ -1,6 +1,6 @@
 // The models that are served: what is known of them, when they are ready, and how the top of the page says so.
 
-import { ask, Failure, inWords } from "./api.js";
+import { ask, Failure, inWords } from "./asking.js";
 import { count, h, notice, number, visible } from "./dom.js";
 
 const PAUSES = { loading: 500, waiting: 2000, training: 3000, else: 10000 }; // milliseconds between two questions

@@ -1,6 +1,6 @@
 // Senses: what each sense of a token does, and a slider for each that changes the next word at once.
 
-import { aborted, ask, inWords } from "./api.js";
+import { aborted, ask, inWords } from "./asking.js";
 import { changedBars } from "./bars.js";
 import { h, notice, number, percent, quoted, short } from "./dom.js";
 import { cutNote, looking } from "./looking.js";
@@ -41,22 +41,25 @@ export function create(page) {
     moved = true;
     if (steering) return;
     steering = true;
+    while (moved) {
+      moved = false;
+      flight = new AbortController();
+      await answered(flight.signal);
+    }
+    steering = false;
+  }
+
+  async function answered(signal) {
+    const run = page.run;
+    const changes = page.changes(run);
+    tell(changes);
     try {
-      while (moved) {
-        moved = false;
-        const run = page.run;
-        const changes = page.changes(run);
-        tell(changes);
-        flight = new AbortController();
-        const question = { run: run.id, text: page.text, changes: changes.map(({ label: _, ...change }) => change) };
-        const { before, after } = await ask("/api/steer", question, flight.signal);
-        failed.clear();
-        next.set(before, after);
-      }
+      const question = { run: run.id, text: page.text, changes: changes.map(({ label: _, ...change }) => change) };
+      const { before, after } = await ask("/api/steer", question, signal);
+      failed.clear();
+      next.set(before, after);
     } catch (error) {
       if (!aborted(error)) failed.fail(inWords(error));
-    } finally {
-      steering = false;
     }
   }
 
