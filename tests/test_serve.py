@@ -11,7 +11,7 @@ import torch
 
 from playing import ORIGIN, TEXT, characters, events, make_run, serving, sides, subwords
 from runs import run_maker
-from scratchlm.checkpoint import load
+from scratchlm.checkpoint import build_model, load
 from scratchlm.generation import Sampling, generate, inference, stream
 from scratchlm.inspect.attention import attention_layers, described
 from scratchlm.inspect.influence import influence
@@ -26,6 +26,7 @@ from scratchlm.serve.wire import AskedGenerate
 from scratchlm.steering import steer
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training import loop
+from scratchlm.training.expected import Expected, deciding
 from scratchlm.translation import as_source, decode
 
 
@@ -619,6 +620,20 @@ def test_a_run_that_is_still_training(tmp_path):
         assert [line["step"] for line in whole["lines"]] == [line["step"] for line in run.metrics()]
         assert whole["best"]["val_loss"] == min(line["val_loss"] for line in run.metrics() if "val_loss" in line)
         assert (whole["steps"], whole["training"], whole["band"]) == (12, False, None)
+
+
+def test_a_curve_has_the_band_that_is_expected_of_its_run(tmp_path, monkeypatch):
+    run = run_maker(tmp_path)()
+    run.save(4, build_model(run.config()).state_dict(), {}, {"best_step": None, "best_loss": None, "val_loss": None})
+    settings = deciding(run.config(), json.loads((run.path / "config.json").read_text())["data_checksum"])
+    losses = {1: {4: 3.0, 8: 2.0}, 2: {4: 3.4, 8: 2.0}}
+    measured = Expected(preset="gpt/tiny", settings=settings, validation=losses, measured={})
+    monkeypatch.setattr("scratchlm.training.expected.all_expected", lambda: {"gpt/tiny": measured})
+    with serving(run.path) as client:
+        band = client.get("/api/curve?run=a").json()["band"]
+        assert band["step"] == [4, 8]
+        assert band["low"] == pytest.approx([measured.band(4).low, measured.band(8).low])
+        assert band["high"] == pytest.approx([measured.band(4).high, measured.band(8).high])
 
 
 def test_a_curve_of_very_many_lines_is_thinned_and_has_only_numbers(tmp_path):
