@@ -12,17 +12,18 @@ import torch
 from playing import ORIGIN, TEXT, characters, events, make_run, serving, sides, subwords
 from runs import run_maker
 from scratchlm.checkpoint import build_model, load
+from scratchlm.cli import main
 from scratchlm.generation import Sampling, generate, inference, stream
 from scratchlm.inspect.attention import attention_layers, described
 from scratchlm.inspect.influence import influence
 from scratchlm.inspect.senses import contributions, look_up
 from scratchlm.inspect.states import carried_states
 from scratchlm.models import MODELS
+from scratchlm.runtime import SMALL, few_threads
 from scratchlm.serve.app import create_app
 from scratchlm.serve.guard import Door
 from scratchlm.serve.runs import Run
 from scratchlm.serve.turns import BusyError, Turns
-from scratchlm.serve.wire import AskedGenerate
 from scratchlm.steering import steer
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training import loop
@@ -115,6 +116,28 @@ def test_every_architecture_can_be_played_with(tmp_path):
             (run,) = client.get("/api/runs").json()["runs"]
             assert (run["status"], run["title"].lower()) == ("ready", arch)
             assert "influence" in run["views"]
+
+
+def test_an_adapter_is_played_with(tmp_path):
+    """Its base's weights with its changes in them."""
+    (tmp_path / "more.txt").write_text(TEXT * 3, encoding="utf-8")
+    base = make_run(tmp_path / "base", "gpt", characters(), context=16).path
+    more = ["--data", str(tmp_path / "more.txt"), "--steps", "2", "--eval-every", "2", "--device", "cpu"]
+    assert main(["finetune", str(base), "--lora", *more, "--out", str(tmp_path / "lora"), "--optim.lr", "0.1"]) == 0
+    with serving(tmp_path / "lora", base) as client:
+        one, other = client.get("/api/runs").json()["runs"]
+        assert (one["status"], one["step"], other["step"]) == ("ready", 2, 0)
+        assert one["example"] in TEXT
+        asked = {"prompt": "the sea", "tokens": 20, "temperature": 0}
+        ids = [
+            [event["id"] for event in events(client.post("/api/generate", json={"run": run, **asked}))[1:-1]]
+            for run in "ab"
+        ]
+    for found, folder in zip(ids, (tmp_path / "lora", base), strict=True):
+        model, tokenizer = load(folder)
+        drawn = stream(model, [tokenizer.encode("the sea")], 20, Sampling(temperature=0), slide=True)
+        assert found == [token for _, token in drawn]
+    assert ids[0] != ids[1]
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -740,6 +763,12 @@ def test_a_caller_of_stream_has_its_own_gradient_mode():
     assert found == expected
 
 
-def test_bodies_have_their_bounds():
-    with pytest.raises(ValueError, match="tokens"):
-        AskedGenerate(run="a", prompt="a", tokens=1001)
+def test_small_models_compute_on_one_core():
+    try:
+        torch.set_num_threads(2)
+        few_threads(SMALL)
+        assert torch.get_num_threads() == 2
+        few_threads(SMALL - 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
