@@ -266,7 +266,7 @@ def test_texts_that_are_written_beside_each_other_do_not_mix(clients, folders):
 class Caller:
     """One request, made by hand: what comes, and when its client leaves."""
 
-    def __init__(self, app, path, body):
+    def __init__(self, app, path, body, send=None):
         self.events, self.left, self.parts = asyncio.Queue(), asyncio.Event(), 0
         content = json.dumps(body).encode()
         headers = [(b"host", b"127.0.0.1:8765"), (b"content-type", b"application/json")]
@@ -283,7 +283,7 @@ class Caller:
             await self.left.wait()
             return {"type": "http.disconnect"}
 
-        self.task = asyncio.ensure_future(app(scope, receive, self.events.put))
+        self.task = asyncio.ensure_future(app(scope, receive, send or self.events.put))
 
     async def event(self):
         message = await self.events.get()
@@ -347,6 +347,20 @@ def test_who_leaves_ends_what_is_written_for_them(folders, monkeypatch, path, bo
         model.let(1000)
         await desk.worker(int)  # all that was asked of the worker before is done
         assert model.calls == 4
+        assert not desk.writing.places
+
+    in_a_loop([folders["lstm"]], check)
+
+
+def test_who_does_not_read_gives_the_turn_away(folders, monkeypatch):
+    monkeypatch.setattr("scratchlm.serve.answers.STALLED", 0.01)
+
+    async def check(app, desk):
+        async def send(message):
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        await Caller(app, "/api/generate", {"run": "a", "prompt": "a", "tokens": 2}, send).task
         assert not desk.writing.places
 
     in_a_loop([folders["lstm"]], check)
