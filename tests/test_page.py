@@ -103,7 +103,9 @@ def train(folder: Path) -> Path:
 def folders(tmp_path_factory) -> dict[str, Path]:
     """A run of each of these architectures."""
     where = tmp_path_factory.mktemp("runs")
-    found = {arch: train(new_run(where, arch, arch, steps=60 if arch == "backpack" else 2)) for arch in SHAPES}
+    found = {arch: train(new_run(where, arch, arch)) for arch in SHAPES if arch != "backpack"}
+    # its senses have to have learned a little, or none of them would change a probability
+    found["backpack"] = train(new_run(where, "backpack", "backpack", steps=60, eval_every=60, log_every=60))
     marked = "".join(f"{HOSTILE} \u202e\u0007{number}\n" for number in range(60)) + "e\u0301ü€😀" * 20
     found["hostile"] = train(
         new_run(where, "gpt", "<b onclick=alert(1)>\u202erun", marked, tokenizer="bpe", vocab_size=330)
@@ -383,12 +385,12 @@ def test_a_sense_slider_changes_the_next_token_at_once(visit, servers, folders):
     slider.focus()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    expect(page.get_by_text("Changed: sense 1 of “a” × 3.")).to_be_visible()
+    expect(page.get_by_text("Changed: sense 1 of “a” \u00d7 3.")).to_be_visible()
     before, after = shares(model).max(), shares(steer(model, scales={(ids[2], 1): 3.0}))[shares(model).argmax()]
     expect(rows.first.locator(".value")).to_have_text(f"{percent(before)} → {percent(after)}")
 
     page.get_by_role("button", name="Write with these senses").click()
-    expect(page.get_by_text("With sense 1 of “a” × 3")).to_be_visible()
+    expect(page.get_by_text("With sense 1 of “a” \u00d7 3")).to_be_visible()
     with page.expect_request(lambda request: '"run":"b"' in (request.post_data or "")) as asked:
         page.get_by_role("button", name="Continue the text").click()
     assert asked.value.post_data_json["changes"] == [{"position": None, "token": ids[2], "sense": 1, "scale": 3}]
@@ -409,7 +411,7 @@ def test_what_an_lstm_remembers(visit, servers, folders):
     for key in ["ArrowRight", *["ArrowDown"] * 5, *["ArrowRight"] * 2]:
         page.keyboard.press(key)
     shown = page.locator("#panel-states .readout").inner_text()
-    value = float(shown.rpartition(": ")[2].replace("−", "-"))
+    value = float(shown.rpartition(": ")[2].replace("\u2212", "-"))
     assert shown.startswith("Unit 5 after “a” (3)")
     assert value == pytest.approx(layers[3].values[2, 5].item(), rel=5e-3)
 
@@ -435,7 +437,7 @@ def test_the_field_of_a_cnn_ends_exactly(visit, servers):
 
 def test_a_translation_and_where_it_looked(visit, servers):
     page = visit(servers["pairs"])
-    assert page.get_by_label("Source").input_value() == ""
+    assert page.get_by_label("Source").input_value() in WORDS  # one that it has not learned from
     page.get_by_label("Source").fill("abca")
     page.get_by_label("Shown").fill("9")
     page.get_by_role("button", name="Translate").click()
@@ -573,12 +575,15 @@ def serious(page: Page) -> list[str]:
 
 def fill_view(page: Page, served: str, view: str) -> None:
     """Have the view show something."""
-    if view != "curve":
-        page.locator("#text").fill("abca" if served == "pairs" else PROMPT)
+    text = "abca" if served == "pairs" else PROMPT
     if view in ("write", "translate"):
+        page.locator("#text").fill(text)
         page.keyboard.press("Control+Enter")
         done = page.locator(".targets li") if view == "translate" else page.get_by_text("tokens in")
         expect(done.last).to_be_visible()
+    elif view != "curve":
+        with page.expect_response(lambda answer: f'"text":"{text}"' in (answer.request.post_data or "")):
+            page.locator("#text").fill(text)
     if view == "write":
         page.get_by_role("option").first.click()
         page.get_by_text("More settings").click()
