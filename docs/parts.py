@@ -16,13 +16,13 @@ from cyclopts import App
 import scratchlm
 from scratchlm.bench.report import table
 from scratchlm.checkpoint import meta_model
-from scratchlm.cli import COMMANDS, main, root
+from scratchlm.cli import COMMANDS, root
 from scratchlm.cli.flags import finetune_flags, train_flags, with_signature
 from scratchlm.cli.info import USUAL_VOCABULARY
 from scratchlm.config import RunConfig, default_preset, make_config, merge, preset_settings
 from scratchlm.files import read_json
 from scratchlm.inspect.modules import flops_per_token
-from scratchlm.model import LanguageModel, Source, record
+from scratchlm.model import LanguageModel, Source
 from scratchlm.models import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,13 +36,22 @@ def of_preset(arch: str, preset: str | None = None) -> RunConfig:
     return make_config(merge({"arch": arch}, settings, {"model": {"vocab_size": vocabulary}}))
 
 
-def state_bytes(model: LanguageModel, tokens: int, source_tokens: int = 1) -> int:
-    """What one text's memory weighs after so many tokens, in float32. The model is on the meta device."""
-    read, source = (torch.zeros(1, length, dtype=torch.int64, device="meta") for length in (tokens, source_tokens))
-    given = Source(source, source[0, :1]) if model.takes_source else None
-    with torch.no_grad(), record(model):  # the written-out path asks no kernel whether it knows the device
-        _, state = model(read, model.initial_state(1, source=given))
-    return state.nbytes
+def memory(model: LanguageModel) -> str:
+    """What is kept of a text that was read, in float32. The model is on the meta device."""
+
+    def weigh(tokens: int, source_tokens: int = 1) -> int:
+        read, source = (torch.zeros(1, length, dtype=torch.int64, device="meta") for length in (tokens, source_tokens))
+        given = Source(source, source[0, :1]) if model.takes_source else None
+        with torch.no_grad():
+            return model(read, model.initial_state(1, source=given))[1].nbytes
+
+    one, two = weigh(1), weigh(2)
+    kept = [(two - one, "for each token")]
+    if model.takes_source:
+        kept.append((weigh(1, 2) - one, "for each of the source"))
+    fixed = one - sum(size for size, _ in kept)
+    kept.append((fixed if fixed > 64 else 0, "for a text"))  # below are numbers of a state, such as its source's index
+    return " and ".join(f"{size:,} bytes {what}" for size, what in kept if size) or "nothing"
 
 
 def cost(arch: str) -> str:
@@ -52,15 +61,6 @@ def cost(arch: str) -> str:
         config = of_preset(arch, preset)
         model = meta_model(config).eval()
         window = config.training_window
-        most = model.context or 2 * window
-        grows = (state_bytes(model, most) - state_bytes(model, most // 2)) / (most - most // 2)
-        fixed = state_bytes(model, most) - round(grows * most)
-        memory = [f"{grows:,.0f} bytes for each token"] if grows else []
-        if model.takes_source:
-            sourced = state_bytes(model, most, 2) - state_bytes(model, most, 1)
-            memory, fixed = [*memory, f"{sourced:,} bytes for each of the source"], fixed - sourced
-        if fixed > 64:  # less than that are numbers of a state, such as the index of its source
-            memory.append(f"{fixed:,} bytes for a text")
         rows.append(
             [
                 f"`{preset}`",
@@ -68,7 +68,7 @@ def cost(arch: str) -> str:
                 f"{sum(parameter.numel() for parameter in model.parameters()):,}",
                 f"{flops_per_token(model, window) / 1e6:,.4g} M",
                 f"{window:,}",
-                " and ".join(memory) or "none",
+                memory(model),
             ]
         )
     return markdown_table(
@@ -99,7 +99,9 @@ def expected() -> str:
     for name, one in all_expected().items():
         how = ", ".join(f"{key} {value}" for key, value in one.measured.items())
         rows = [[f"{band.step:,}", f"{band.low:.4f} to {band.high:.4f}", str(band.seeds)] for band in one.bands()]
-        parts.append(f"## {name}\n\n{markdown_table(['step', 'validation loss, nats per token', 'seeds'], rows)}\n{how}\n")
+        parts.append(
+            f"## {name}\n\n{markdown_table(['step', 'validation loss, nats per token', 'seeds'], rows)}\n{how}\n"
+        )
     return "\n".join(parts)
 
 
@@ -180,10 +182,9 @@ def _documented(app: App, chain: list[str], level: int) -> str:
 
 def api() -> str:
     """The public names, and the contract behind them."""
-    names = [name for name in scratchlm.__all__ if name not in ("__version__", "tokenizers", "MODELS")]
-    public = [f"{scratchlm._PLACES[name]}.{name}" for name in names]
+    names = [f"scratchlm.{name}" for name in scratchlm.__all__ if name not in ("__version__", "tokenizers")]
     parts = ["# Python\n\n`import scratchlm` has these names; `scratchlm.tokenizers` is [told apart](api-parts.md).\n"]
-    parts += [f"::: {place}\n" for place in [*public, "scratchlm.models.MODELS"]]
+    parts += [f"::: {name}\n" for name in names]
     return "\n".join(parts)
 
 

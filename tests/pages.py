@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import string
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ BRIEF = ["--steps=4", "--eval-every=2", "--batch-size=4", "--device=cpu"]
 TINY = [*BRIEF, "--model.dim=16", "--model.depth=1"]
 PAIRS = {"cmudict", "cmudict-stress", "bible-de-en"}
 TEXTS = {"shakespeare", "shakespeare-tiny", "tinyshakespeare"}
-BUDGET = {"params": "params=30k,tokens=2k", "trunk": "trunk=30k,tokens=2k"}
+BUDGET = {"params": "params=100k,tokens=2k", "trunk": "trunk=100k,tokens=2k"}
 KINGS = (
     "My love, the king is dead, said the guard; he or she. I would that thou art night and father. "
     "The crown of England, the sea, ship, wind, water, shore, and blood. To be, or not to be: king thou England.\n"
@@ -78,9 +79,9 @@ def commands_of(line):
 
 def fences(path):
     """The blocks of code of a page."""
-    text = path.read_text(encoding="utf-8")
+    text, page = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
     return [
-        Fence(path.relative_to(ROOT).as_posix(), text.count("\n", 0, found.start()) + 1, found["language"], found["code"])
+        Fence(page, text.count("\n", 0, found.start()) + 1, found["language"], found["code"])
         for found in build.FENCE.finditer(text)
     ]
 
@@ -92,32 +93,35 @@ class Desk:
     """
 
     def __init__(self, folder, kept):
-        self.folder, self.kept = folder, kept
+        self.folder, self.kept, self.making = folder, kept, set()
 
     def need(self, name):
         """Make a file or folder that is not there yet."""
-        if (self.folder / name).exists() or name not in MADE:
+        if (self.folder / name).exists() or name not in MADE or name in self.making:
             return
-        written = MADE[name]
-        if not callable(written):  # a text
+        self.making.add(name)
+        made = MADE[name]
+        if not callable(made):
             path = self.folder / name
             path.parent.mkdir(exist_ok=True)
-            path.write_text(written, encoding="utf-8")
-            return
-        made = self.kept / name
-        if not made.exists():
+            path.write_text(made, encoding="utf-8")
+        elif self.folder == self.kept:
+            made(self)
+        else:
             with contextlib.chdir(self.kept), contextlib.redirect_stdout(io.StringIO()):
-                written(Desk(self.kept, self.kept))
-        shutil.copytree(made, self.folder / name) if made.is_dir() else shutil.copyfile(made, self.folder / name)
-        for beside in BESIDE.get(name, ()):
-            self.need(beside)
+                Desk(self.kept, self.kept).need(name)
+            copy = shutil.copytree if (self.kept / name).is_dir() else shutil.copyfile
+            copy(self.kept / name, self.folder / name)
+            for beside in BESIDE.get(name, ()):
+                self.need(beside)
 
     def run(self, stages, monkeypatch):
         """Run a line of a shell; what it writes."""
         written = None
         for stage in stages:
-            for word in stage:
-                self.need(word.rstrip("/"))
+            for before, word in zip(["", *stage], stage, strict=False):
+                if before != "--out":
+                    self.need(word.rstrip("/"))
             if written is not None:
                 monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(written.encode())))
             with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -147,10 +151,8 @@ class Desk:
             return [*words, *BRIEF]
         if words[0] != "train" or "--help" in given:
             return words
-        few = [flag for flag in TINY if flag.partition("=")[0] not in given or flag in BRIEF]
-        words = [*words, *few]
-        if words[1] in ("gpt", "llama"):
-            words += ["--model.heads=2"]
+        words += [*BRIEF, f"--model.dim={24 if words[1] == 'llama' else 16}", "--model.depth=1"]
+        words += ["--model.heads=2"] if words[1] == "gpt" else []
         if words[1] != "transformer":
             return words if given & {"--data", "--source"} else [*words, "--data=my.txt"]
         if not given & {"--data", "--source"}:
@@ -163,7 +165,7 @@ class Desk:
             for part in (name, str(Path(name).parent)):
                 self.need(part)
         with contextlib.redirect_stdout(io.StringIO()) as output:
-            exec(code, self.names(code))  # noqa: S102
+            exec(code, self.names(code))
         return output.getvalue()
 
     def names(self, code):
@@ -174,7 +176,8 @@ class Desk:
 
         from scratchlm.models.gpt import GPT
 
-        return {"model": GPT(GPT.Config.tiny()), "tokens": torch.ones(2, 3, dtype=torch.int64), "state": None, "batch_size": 2}
+        tokens = torch.ones(2, 3, dtype=torch.int64)
+        return {"model": GPT(GPT.Config.tiny()), "tokens": tokens, "state": None, "batch_size": 2}
 
 
 def calling(*arguments):
@@ -191,8 +194,13 @@ def calling(*arguments):
 
 WORDS = ["scratch", "crash", "chart", "arch"]
 SOURCES = [f"{one} {other} {third}" for one in WORDS for other in WORDS for third in WORDS]
+SOURCES += [
+    "kubernetes",
+    "scratchable",
+    "und sie sprachen zu ihr: Doch, wir wollen mit dir zu deinem Volke zurückkehren!",
+] * 9
 TARGETS = ["S K R AE CH"] * len(SOURCES)
-PROSE = "ROMEO:\n" + TEXT * 3
+PROSE = f"ROMEO:\nBut soft, what light? To be, or not to be.\n{string.ascii_letters}\n" + TEXT * 3
 
 
 def gpt2s_pair(desk):
@@ -232,6 +240,9 @@ MADE = {
     "gpt-onnx": calling("export", "runs/gpt", "--to=onnx", "--out=gpt-onnx"),
     "runs/gpt-lora-peft": calling("export", "runs/gpt-lora", "--to=peft"),
     "runs/transformer": calling("train", "transformer", "--data=pairs.tsv", "--tokenizer=char+symbols", *TINY),
+    "runs/transformer-2": calling(
+        "train", "transformer", "--data=pairs.tsv", "--tokenizer=char+symbols", "--out=runs/transformer-2", *TINY
+    ),
     "runs/backpack": calling("train", "backpack", "--data=kings.txt", "--vocab-size=500", *TINY),
 }
 

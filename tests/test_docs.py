@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from pages import ROOT, build, fences
 from scratchlm.cli import COMMANDS, main
+from scratchlm.files import read_json
 from scratchlm.models import MODELS
 
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
@@ -30,10 +31,9 @@ ARCHITECTURES = {"rnn": "rnn", "lstm": "rnn", "gru": "rnn"}  # pages that severa
 # what cannot run here: part of a command -> why. Nothing else is left out.
 NOT_HERE = {
     "--nproc 8 --shard": "needs several processes: tests/test_distribution.py trains so",
-    "play ": "serves until it is stopped: tests/test_serve.py starts it",
 }
 # what takes more than a few seconds: page -> a word of its fence
-SLOW = [("compare.md", "compare"), ("backpack.md", "compare"), ("exchange.md", "gpt-onnx")]
+SLOW = [("compare.md", "compare"), ("backpack.md", "compare"), ("exchange.md", "gpt-onnx"), ("speedrun.md", "train")]
 
 
 def slow(fence):
@@ -97,7 +97,7 @@ def test_a_page_leads_where_it_says(path):
 
 
 def test_whatever_is_proved_names_a_test():
-    """Each claim of a section "What is proved" leads to a test, which the check of links finds where it is said to be."""
+    """Each claim of a section "What is proved" leads to a test, and the check of links finds it."""
     claims = []
     for path in DOCS:
         _, found, section = path.read_text(encoding="utf-8").partition("\n## What is proved\n")
@@ -106,6 +106,22 @@ def test_whatever_is_proved_names_a_test():
         claims += [(path.name, bullet) for bullet in bullets]
     assert {page for page, _ in claims} >= {f"{ARCHITECTURES.get(arch, arch)}.md" for arch in MODELS}
     assert [claim for claim in claims if not re.search(r"\[`test_\w+`\]\(\.\./tests/test_\w+\.py\)", claim[1])] == []
+
+
+def times(what, peer=None):
+    """The row of the benchmark's results: our time and its ratio to the peer's."""
+    rows = read_json(ROOT / "benchmarks" / "results" / "results.json")["rows"]
+    (row,) = [row for row in rows if row["what"] == what and (peer is None or row["peer"] == peer)]
+    return row
+
+
+def test_figures_in_prose_are_those_of_the_results():
+    step = "training step: gpt, nanogpt-cpu, 12 x 64"
+    share = times(f"{step}, in bf16")["ours"] / times(step)["ours"]
+    machines = (ROOT / "docs" / "machines.md").read_text(encoding="utf-8")
+    assert f"bf16` is faster: {share:.2f} of the time of a step of `nanogpt-cpu`" in machines
+    # "it trains faster than a GPT of its size": docs/cnn.md
+    assert times("training step: cnn, laptop, 8 x 256", "our GPT of as many parameters")["ratio"] < 1
 
 
 # --- the site ---
@@ -277,6 +293,7 @@ def test_axe_finds_nothing_serious(place, scheme, browser):
 def test_no_page_is_wider_than_the_screen(width, browser):
     page, address, _ = browser
     page.set_viewport_size({"width": width, "height": 800})
-    for place in ("index.html", "gpt.html", "backpack.html", "papers.html", "scaling.html", "commands.html", "api.html"):
+    for name in ("index", "gpt", "backpack", "papers", "scaling", "commands", "api"):
+        place = f"{name}.html"
         page.goto(address + place)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, place

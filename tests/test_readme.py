@@ -1,7 +1,5 @@
 """What the README tells a person to type does what it says."""
 
-
-
 import pytest
 
 from pages import ROOT, commands_of, fences
@@ -14,7 +12,7 @@ def test_the_readme_has_commands():
     assert len(LINES) >= 7
 
 
-@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("line", LINES, ids=lambda line: line.partition("#")[0].strip())
 def test_a_command_of_the_readme(line, desk, monkeypatch):
     desk.run(commands_of(line), monkeypatch)
 
