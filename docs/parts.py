@@ -6,7 +6,6 @@ A page has a part where it says `<!-- site: NAME ARGUMENTS -->`, which is nothin
 import inspect
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from scratchlm.cli.flags import finetune_flags, train_flags, with_signature
 from scratchlm.cli.info import USUAL_VOCABULARY
 from scratchlm.config import RunConfig, default_preset, make_config, merge, preset_settings
 from scratchlm.files import read_json
+from scratchlm.inspect.diagram import diagram
 from scratchlm.inspect.modules import flops_per_token
 from scratchlm.model import LanguageModel, Source
 from scratchlm.models import MODELS
@@ -78,31 +78,11 @@ def cost(arch: str) -> str:
 
 def picture(arch: str) -> str:
     """The module tree of the default preset, drawn by `scratchlm info ARCH --svg FILE`."""
-    if find_spec("scratchlm.inspect.diagram") is None:  # not merged yet
-        return ""
-    from scratchlm.inspect.diagram import diagram
-
     config = of_preset(arch)
     name = f"images/modules-{arch}.svg"
     title = f"{arch}, preset {config.preset}, vocabulary {config.model.vocab_size:,}"
     (PAGES / name).write_text(diagram(meta_model(config), title, config.training_window), encoding="utf-8")
-    return f"![module tree of {title}, with shapes and parameters]({name})"
-
-
-def expected() -> str:
-    """What was measured of each preset: losses by step, of several seeds."""
-    if find_spec("scratchlm.training.expected") is None:  # not merged yet
-        return "Nothing was measured yet."
-    from scratchlm.training.expected import all_expected
-
-    parts = []
-    for name, one in all_expected().items():
-        how = ", ".join(f"{key} {value}" for key, value in one.measured.items())
-        rows = [[f"{band.step:,}", f"{band.low:.4f} to {band.high:.4f}", str(band.seeds)] for band in one.bands()]
-        parts.append(
-            f"## {name}\n\n{markdown_table(['step', 'validation loss, nats per token', 'seeds'], rows)}\n{how}\n"
-        )
-    return "\n".join(parts)
+    return f'<figure><img src="{name}" alt="module tree of {title}, with shapes and parameters"></figure>'
 
 
 def measured(arch: str) -> str:
@@ -142,7 +122,7 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 def commands() -> str:
     """Every command with all it takes, but for the flags of `train`, which have a page of their own."""
     parts = [
-        "# Commands\n\nWhat `scratchlm COMMAND --help` says. `scratchlm train ARCH` has [a page of its own](train.md).\n"
+        "# Commands\n\nWhat `scratchlm COMMAND --help` says. `scratchlm train` has [a page of its own](train.md).\n"
     ]
     for name in COMMANDS:
         if name == "train":
@@ -159,8 +139,8 @@ def commands() -> str:
 def train() -> str:
     """All flags of `scratchlm train ARCH`, with the values of the default preset."""
     parts = [
-        "# Flags of train\n\n`scratchlm train ARCH` takes these. A value in brackets is that of the preset which is taken "
-        "where none is named.\n"
+        "# Flags of train\n\n`scratchlm train ARCH` takes these. A value in brackets is that of the preset which is "
+        "taken where none is named.\n"
     ]
     for arch in MODELS:
         settings = merge({"arch": arch}, preset_settings(arch, default_preset(arch)))
@@ -198,7 +178,8 @@ def api_models() -> str:
 
 
 PARTS = (
-    "tokenizers.base", "tokenizers.bpe", "tokenizers.characters", "tokenizers.bytes", "tokenizers.symbols", "generation",
+    "tokenizers.base", "tokenizers.bpe", "tokenizers.characters", "tokenizers.bytes", "tokenizers.symbols",
+    "generation",
     "beams", "translation", "evaluation", "steering", "lora.adapter", "config", "flops", "inspect.attention",
     "inspect.senses", "inspect.modules", "training.step", "training.optim", "training.muon",
 )  # fmt: skip
@@ -210,7 +191,7 @@ def api_parts() -> str:
 
 
 ANYWHERE: dict[str, Callable[..., str]] = {
-    "cost": cost, "departures": departures, "expected": expected, "measured": measured, "picture": picture,
+    "cost": cost, "departures": departures, "measured": measured, "picture": picture,
 }  # fmt: skip
 MADE: dict[str, Callable[[], str]] = {
     "api.md": api, "api-models.md": api_models, "api-parts.md": api_parts, "commands.md": commands, "train.md": train,

@@ -1,4 +1,4 @@
-"""What pages tell a person to type: run as it stands there, at sizes that take moments, with what it names lying there."""
+"""What pages tell a person to type: run as it stands, at sizes that take moments, with what it names lying there."""
 
 import contextlib
 import importlib.util
@@ -9,6 +9,7 @@ import shlex
 import shutil
 import string
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,12 +79,14 @@ def commands_of(line):
 
 
 def fences(path):
-    """The blocks of code of a page."""
+    """The blocks of code of a page, those that are indented too."""
     text, page = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
-    return [
-        Fence(page, text.count("\n", 0, found.start()) + 1, found["language"], found["code"])
-        for found in build.FENCE.finditer(text)
-    ]
+    indented = re.finditer(
+        r"(?<=\n\n)(?P<code>(?:    .*\n)+)(?=\n)", build.FENCE.sub(lambda m: re.sub(".", "x", m[0]), text)
+    )
+    found = [(fence.start(), fence["language"], fence["code"]) for fence in build.FENCE.finditer(text)]
+    found += [(block.start(), "", textwrap.dedent(block["code"])) for block in indented]
+    return [Fence(page, text.count("\n", 0, at) + 1, language, code) for at, language, code in sorted(found)]
 
 
 class Desk:
@@ -193,12 +196,9 @@ def calling(*arguments):
 
 
 WORDS = ["scratch", "crash", "chart", "arch"]
-SOURCES = [f"{one} {other} {third}" for one in WORDS for other in WORDS for third in WORDS]
-SOURCES += [
-    "kubernetes",
-    "scratchable",
-    "und sie sprachen zu ihr: Doch, wir wollen mit dir zu deinem Volke zurückkehren!",
-] * 9
+VERSE = "und sie sprachen zu ihr: Doch, wir wollen mit dir zu deinem Volke zurückkehren!"
+SOURCES = ["kubernetes", "scratchable", VERSE]
+SOURCES += [f"{one} {other} {third}" for one in WORDS for other in WORDS for third in WORDS]
 TARGETS = ["S K R AE CH"] * len(SOURCES)
 PROSE = f"ROMEO:\nBut soft, what light? To be, or not to be.\n{string.ascii_letters}\n" + TEXT * 3
 
