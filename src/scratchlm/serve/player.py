@@ -14,6 +14,7 @@ from torch import Tensor
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint
 from scratchlm.errors import InputError
+from scratchlm.files import read_json
 from scratchlm.generation import Sampling, gradient_mode, readable_end, stream
 from scratchlm.inspect.attention import has_attention
 from scratchlm.inspect.influence import embeds
@@ -23,6 +24,7 @@ from scratchlm.serve.wire import AskedGenerate, Change
 from scratchlm.steering import steer
 from scratchlm.tokenizers import IncrementalDecoder, Tokenizer
 from scratchlm.tokenizers.shown import labels
+from scratchlm.training.expected import expected_of
 
 SCORED = 64  # tokens whose logits are held at once
 MOST_DATA = 1 << 26  # bytes of a run's tokens that are read, and hashed, for an example
@@ -41,7 +43,7 @@ class Player:
         lengths = tokenizer.token_lengths()
         self.ordinary = [token for token in tokenizer.target.own_ids if lengths[token]]  # no special tokens
         self.views = self._views()
-        self.example = _example(run)
+        self.example, self.band = _example(run), _band(run)
 
     @classmethod
     def load(cls, path: Path, checkpoint: str, device: str) -> "Player":
@@ -219,6 +221,15 @@ def _example(run: RunFolder) -> str | None:
         return None
     first, *lines = text.splitlines() or [""]  # the first one has begun before
     return next((line.strip()[:80] for line in (*lines, first) if len(line.split()) > 1), None)
+
+
+def _band(run: RunFolder) -> dict[str, list[float]] | None:
+    """The validation losses that are expected of a run, by step; none where nobody measured such a run."""
+    expected = expected_of(run.config(), read_json(run.path / "config.json")["data_checksum"])
+    if expected is None:
+        return None
+    bands = expected.bands()
+    return {name: [getattr(band, name) for band in bands] for name in ("step", "low", "high")}
 
 
 def as_json(value: Any) -> bytes:

@@ -141,7 +141,8 @@ class Run:
         kept = [line for at, line in enumerate(lines) if at % stride == 0 or "val_loss" in line or at == len(lines) - 1]
         scored = [line for line in metrics if "val_loss" in line]
         best = min(scored, key=lambda line: line["val_loss"], default=None)
-        return {"lines": kept, "training": self.is_training(metrics), "steps": self.steps, "best": best, "band": None}
+        band = None if self.player is None else self.player.band
+        return {"lines": kept, "training": self.is_training(metrics), "steps": self.steps, "best": best, "band": band}
 
     def described(self) -> dict[str, Any]:
         """The run as the page shows it."""
