@@ -299,9 +299,10 @@ def test_the_keyboard_alone_is_enough(visit, alone):
     page.keyboard.press("Control+Enter")
     expect(page.get_by_text("100 tokens in")).to_be_visible()
     tab_to("option")
+    box = page.get_by_role("group", name="Instead of")
+    expect(box).to_be_visible()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    box = page.get_by_role("group", name="Instead of")
     expect(box).to_be_visible()
     page.keyboard.press("Enter")
     page.keyboard.press("ArrowDown")

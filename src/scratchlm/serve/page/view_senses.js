@@ -25,7 +25,9 @@ export function create(page) {
   const reset = h("button", { type: "button", onclick: forget }, "Set all back to 1");
   const write = h("button", { type: "button", onclick: () => page.open("write") }, "Write with these senses");
   const effect = h("section", { class: "effect", "aria-label": "The next token" }, h("h3", {}, "The next token"),
-    changed, failed.element, next.element, h("div", { class: "buttons" }, reset, write));
+    changed, h("p", { class: "legend" }, h("span", { class: "key before" }, "before"),
+      h("span", { class: "key after" }, "after")),
+    failed.element, next.element, h("div", { class: "buttons" }, reset, write));
   const content = h("div", {}, note, row.element,
     h("div", { class: "two" }, h("section", { "aria-label": "Senses" }, heading, list), effect));
   let position = null; // null: the last
