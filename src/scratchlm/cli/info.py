@@ -10,6 +10,9 @@ from rich.table import Table
 from scratchlm.checkpoint import RunFolder, lay_adapter, meta_model
 from scratchlm.cli.flags import OptionalInt
 from scratchlm.config import RunConfig, default_preset, make_config, merge, preset_settings
+from scratchlm.errors import InputError
+from scratchlm.files import replace_file
+from scratchlm.inspect.diagram import diagram
 from scratchlm.inspect.modules import flops_per_token, module_rows
 from scratchlm.lora import size
 from scratchlm.models import MODELS
@@ -23,6 +26,7 @@ def command(
     *,
     preset: str | None = None,
     vocab_size: OptionalInt = None,
+    svg: str | None = None,
 ) -> int:
     """Show a model's modules: shapes, parameters, and the operations for each token.
 
@@ -34,7 +38,11 @@ def command(
         The architecture's preset; without it the default one.
     vocab_size
         Tokens in the vocabulary; without it the preset's, or 65.
+    svg
+        A file for the tree as a diagram, with what each module gives, keeps for the backward pass, and passes on.
     """
+    if svg is not None:
+        _check_file(svg)
     config, note = _config(model, preset, vocab_size)
     built = meta_model(config)
     window = config.training_window
@@ -60,12 +68,26 @@ def command(
     print(f"\nparameters           {parameters:,} ({parameters * 4 / 1e6:,.1f} MB in float32)")
     print(f"context              {built.context or 'no limit'}")
     print(f"FLOPs for each token {forward:,.0f} forward, {3 * forward:,.0f} in training (windows of {window})")
+    if svg is not None:
+        try:
+            replace_file(Path(svg), diagram(built, f"{config.arch}{note}", window).encode())
+        except OSError as error:
+            raise InputError(f"cannot write the diagram {svg}: {error.strerror}") from error
+        print(f"diagram              {svg}")
     if config.lora is not None:
         chosen = lay_adapter(built, config)
         adapter = size(built)
         base = os.path.normpath(Path(model) / str(config.base))
         print(f"adapter              {adapter.trained:,} parameters beside {len(chosen)} matrices of {base}")
     return 0
+
+
+def _check_file(svg: str) -> None:
+    """Raises InputError where no diagram can be written there."""
+    if Path(svg).suffix.lower() != ".svg":
+        raise InputError(f"--svg is {svg!r}; the diagram is an SVG file, so give it a name that ends in .svg")
+    if not Path(svg).parent.is_dir():
+        raise InputError(f"--svg is {svg!r}, but there is no folder {Path(svg).parent}; make it first")
 
 
 def _config(model: str, preset: str | None, vocab_size: int | None) -> tuple[RunConfig, str]:

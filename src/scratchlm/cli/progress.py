@@ -21,6 +21,7 @@ from scratchlm.generation import Sampling, stream
 from scratchlm.models import MODELS
 from scratchlm.runtime import check_devices, choose_device
 from scratchlm.tokenizers import whole_characters
+from scratchlm.training.expected import Expected, expected_of
 from scratchlm.training.loggers import open_logger, require_logger
 from scratchlm.training.loop import SAMPLE_TEMPERATURE, train
 from scratchlm.training.records import DivergenceError, Ended, Evaluated, PassedOver, Record, Sampled, Started
@@ -181,6 +182,7 @@ class View:
         self.utilisation: float | None = None
         self.ended: Ended | None = None
         self.scored: Evaluated | None = None
+        self.expected: Expected | None = None
         self._before: Line | None = None
         self._said = time.monotonic()
 
@@ -207,6 +209,8 @@ class View:
                     + ("" if carried is None else f"; {carried:.4f} nats with the state carried")
                     + ("" if record.quality is None else f"; {record.quality}")
                 )
+                if self.expected is not None and (band := self.expected.band(record.step)) is not None:
+                    say(band.verdict(record.score.nats_per_token))
             case Sampled():
                 say("\n".join(f"  | {line}" for line in record.text.strip("\n").splitlines()))
                 self.keep(f"--- step {record.step} ---\n{record.text}\n\n")
@@ -218,6 +222,8 @@ class View:
     def _started(self, record: Started) -> None:
         config, self.step, self.steps = record.config, record.step, record.config.steps
         self.utilisation = record.utilisation
+        if record.precision == "fp32":  # which is what was measured
+            self.expected = expected_of(config, read_json(self.run.path / "config.json")["data_checksum"])
         self.bar.update(self.task, total=self.steps, completed=self.step)
         parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
         rows, window = config.batch_size, config.training_window
@@ -283,7 +289,9 @@ def _draw(run: RunFolder, view: View) -> None:
     from scratchlm.inspect.curves import save_loss_curve  # matplotlib takes a second to import
 
     config = run.config()
-    files = save_loss_curve(run.metrics(), f"{config.arch} on {config.data_name}", run.path)
+    bands = [] if view.expected is None else view.expected.bands()
+    expected = [(band.step, band.low, band.high) for band in bands]
+    files = save_loss_curve(run.metrics(), f"{config.arch} on {config.data_name}", run.path, expected)
     if not config.pairs:  # their translations were shown, and kept, at the last evaluation
         _write(run, view, config.seed)
     say(f"\nloss curve: {', '.join(map(str, files))}; samples: {run.path / 'samples.txt'}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -24,11 +25,29 @@ def _axes(figure: Figure, xlabel: str) -> Axes:
     return axes
 
 
-def loss_figure(metrics: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Training and validation loss against tokens read, in nats per token; the best validation loss is named."""
+Expectations = Sequence[tuple[int, float, float]]  # step, lowest and highest validation loss that is expected
+
+
+def loss_figure(metrics: Sequence[dict[str, Any]], title: str, expected: Expectations = ()) -> Figure:
+    """Training and validation loss against tokens read, in nats per token; the best validation loss is named.
+
+    `expected` is drawn as a band as far as the lines reach.
+    """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = _axes(figure, "tokens read (millions)")
     millions = [line["tokens"] / 1e6 for line in metrics]
+    steps = [line["step"] for line in metrics]
+    if band := [one for one in expected if steps and one[0] <= steps[-1]]:
+        at = np.interp([step for step, _, _ in band], steps, millions)
+        axes.fill_between(
+            at,
+            [low for _, low, _ in band],
+            [high for _, _, high in band],
+            color=VALIDATION,
+            alpha=0.18,
+            linewidth=0,
+            label=f"validation, expected to step {band[-1][0]:,}",
+        )
     axes.plot(millions, [line["loss"] for line in metrics], color=TRAINING, linewidth=1, label="training")
     scored = [line for line in metrics if "val_loss" in line]
     if scored:
@@ -48,9 +67,11 @@ def loss_figure(metrics: Sequence[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def save_loss_curve(metrics: Sequence[dict[str, Any]], title: str, folder: Path) -> list[Path]:
+def save_loss_curve(
+    metrics: Sequence[dict[str, Any]], title: str, folder: Path, expected: Expectations = ()
+) -> list[Path]:
     """Draw loss.svg and loss.png into a folder."""
-    return save_figure(loss_figure(metrics, title), folder / "loss")
+    return save_figure(loss_figure(metrics, title, expected), folder / "loss")
 
 
 Curve = Sequence[tuple[float, float]]

@@ -39,15 +39,19 @@ def flops_per_token(model: LanguageModel, window: int) -> float:
 
     Counts the matrix products that run, a multiplication and an addition as two, attention over the whole square.
     """
-    device = next(model.parameters()).device
-    tokens = torch.zeros(1, window, dtype=torch.int64, device=device)
-    read = tokens[:, : model.source_context]
-    source = Source(read, torch.tensor([read.shape[1]], device=device))
     training = model.training
     model.eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), record(model), counter:  # the written-out paths: a fused kernel hides its products
-        features, _ = model(tokens, model.initial_state(1, source=source) if model.takes_source else None)
-        model.readout(features)
+        read_window(model, window)
     model.train(training)
     return counter.get_total_flops() / window
+
+
+def read_window(model: LanguageModel, window: int) -> None:
+    """Have a model read a window of zeros up to its logits, and a source as long first, where it takes one."""
+    tokens = torch.zeros(1, window, dtype=torch.int64, device=next(model.parameters()).device)
+    read = tokens[:, : model.source_context]
+    source = Source(read, torch.tensor([read.shape[1]], device=tokens.device))
+    features, _ = model(tokens, model.initial_state(1, source=source) if model.takes_source else None)
+    model.readout(features)
