@@ -1,12 +1,11 @@
 """What each preset's loss is on the way: whole runs of the product, or their first part, with several seeds.
 
-    python benchmarks/expected.py gpt/laptop lstm/laptop --seeds 1 2 --share 0.25 [--points 8] [--runs runs/expected]
+    python benchmarks/expected.py gpt/laptop lstm/laptop [--seeds 1 2] [--evaluations 1] [--runs runs/expected]
 
-Each run has the preset's settings and its whole schedule, and ends after that share of its steps. It is evaluated more
-often than the preset says, which changes nothing in it. A run that was interrupted goes on; one that is there is not
-made again. src/scratchlm/training/expected.json then has what all runs of these presets in --runs gave: the validation
-loss at each evaluation, the training loss at each line, and with what they were measured. The table in docs/curves.md
-is made of it; without presets, that is all that is done.
+Each run has the preset's settings and its whole schedule; with --evaluations it ends after so many of them. A run that
+was interrupted goes on, and so does one that is to have more evaluations. src/scratchlm/training/expected.json then has
+what all runs of these presets in --runs gave: the validation loss at each evaluation, the training loss at each line,
+and with what they were measured. The table in docs/curves.md is made of it; without presets, that is all that is done.
 """
 
 import argparse
@@ -33,26 +32,20 @@ MARK = "<!-- made by benchmarks/expected.py -->\n"
 EVERY = 10  # steps between training losses that are written down
 
 
-def settings_for(name: str, seed: int, share: float, points: int) -> dict[str, object]:
-    """The settings of a preset's run on the data that it takes when none are named."""
+def measure(name: str, seed: int, evaluations: int | None, folder: Path) -> None:
+    """Train one run of a preset as far as asked, or go on with it, on the data that it takes when none are named."""
     arch, _, preset = name.partition("/")
     own = without_vocabulary(preset_settings(arch, preset))
-    steps = own["steps"]
-    every = max(1, round(steps * share / points))
-    return merge({"arch": arch, "keep": 1}, own, {"seed": seed, "eval_every": every, "log_every": EVERY})
-
-
-def measure(name: str, seed: int, share: float, points: int, folder: Path) -> None:
-    """Train one run as far as asked, or go on with it."""
-    settings = settings_for(name, seed, share, points)
-    run = RunFolder(folder) if folder.exists() else create_run(settings, folder)[0]
-    last, stop = round(run.config().steps * share), threading.Event()
-    if max((line["step"] for line in run.metrics() if "val_loss" in line), default=0) >= last:
+    own = merge({"arch": arch}, own, {"keep": 1, "seed": seed, "log_every": EVERY})
+    run = RunFolder(folder) if folder.exists() else create_run(own, folder)[0]
+    done, stop = sum("val_loss" in line for line in run.metrics()), threading.Event()
+    if evaluations is not None and done >= evaluations:
         return
     for record in train(run, stop=stop):
         if isinstance(record, Evaluated):
+            done += 1
             print(f"{name} seed {seed} step {record.step:,}: {record.score.nats_per_token:.4f}", flush=True)
-            if record.step >= last:
+            if done == evaluations:
                 stop.set()
 
 
@@ -103,8 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("presets", nargs="*", help="ARCH/PRESET")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--share", type=float, default=1.0, help="of the preset's steps")
-    parser.add_argument("--points", type=int, default=8, help="evaluations in that share")
+    parser.add_argument("--evaluations", type=int, help="how many a run is to have, if not all")
     parser.add_argument("--runs", type=Path, default=Path("runs/expected"))
     given = parser.parse_args()
     for name in given.presets:
@@ -113,12 +105,13 @@ def main() -> None:
             raise SystemExit(f"there is no preset {name}")
     for name in given.presets:
         for seed in given.seeds:
-            measure(name, seed, given.share, given.points, given.runs / f"{name.replace('/', '-')}-{seed}")
+            measure(name, seed, given.evaluations, given.runs / f"{name.replace('/', '-')}-{seed}")
         named = re.compile(re.escape(name.replace("/", "-")) + r"-(\d+)")
         found = [match for folder in given.runs.iterdir() if (match := named.fullmatch(folder.name))]
         folders = {int(match[1]): given.runs / match[0] for match in found}
         seeds = " ".join(map(str, sorted(folders)))
-        command = f"python benchmarks/expected.py {name} --seeds {seeds} --share {given.share} --points {given.points}"
+        part = "" if given.evaluations is None else f" --evaluations {given.evaluations}"
+        command = f"python benchmarks/expected.py {name} --seeds {seeds}{part}"
         content = {**json.loads(FILE.read_text(encoding="utf-8")), name: collected(name, folders, command)}
         replace_file(FILE, (json.dumps(dict(sorted(content.items())), indent=1) + "\n").encode())
         all_expected.cache_clear()

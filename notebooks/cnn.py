@@ -65,12 +65,12 @@ close = torch.testing.assert_close
 #
 # $$y_t = b + \sum_{j=0}^{k-1} W_j\, x_{t-(k-1-j)}$$
 #
-# Letters in shapes: B rows, T positions, C channels in, O channels out, k taps.
+# Letters in shapes: B rows, T positions, C channels in, N channels out, k taps.
 
 
 # %%
 def convolve_by_loops(x, weight, bias, dilation=1):
-    outputs, channels, taps = weight.shape
+    outputs, _, taps = weight.shape
     steps = []
     for t in range(x.shape[1]):
         y = bias.expand(len(x), outputs)
@@ -82,9 +82,9 @@ def convolve_by_loops(x, weight, bias, dilation=1):
     return torch.stack(steps, 1)
 
 
-B, T, C, O, K = 2, 12, 3, 5, 3
+B, T, C, N, K = 2, 12, 3, 5, 3
 x = torch.randn(B, T, C, dtype=torch.float64)
-weight, bias = torch.randn(O, C, K, dtype=torch.float64), torch.randn(O, dtype=torch.float64)
+weight, bias = torch.randn(N, C, K, dtype=torch.float64), torch.randn(N, dtype=torch.float64)
 y = convolve_by_loops(x, weight, bias)
 print("x", tuple(x.shape), " W", tuple(weight.shape), " y", tuple(y.shape))
 
@@ -103,7 +103,7 @@ def convolve(x, weight, bias, dilation=1):
 for dilation in (1, 2, 3):
     close(convolve(x, weight, bias, dilation), convolve_by_loops(x, weight, bias, dilation))
 
-layer = nn.Conv1d(C, O, K).double()
+layer = nn.Conv1d(C, N, K).double()
 with torch.no_grad():
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
@@ -125,7 +125,7 @@ def who_sees_whom(function, length, channels):
 
 
 def pictures(panels, ylabel="output"):
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.6), layout="constrained")
+    _, axes = plt.subplots(1, len(panels), figsize=(2.3 * len(panels), 2.6), layout="constrained")
     for place, (title, seen) in zip(axes, panels.items(), strict=True):
         place.imshow(seen > 0, cmap="Blues", vmin=0, vmax=1.4)
         place.plot([-0.5, len(seen) - 0.5], [-0.5, len(seen) - 0.5], color="firebrick", linewidth=0.8)
@@ -230,7 +230,7 @@ print("fed one by one, it says the same; it remembers", tuple(one_by_one.memory.
 # returns its outputs and what the next chunk needs.
 
 # %%
-ours = CausalConvolution(C, O, K, dilation=2, deviation=1.0).double()
+ours = CausalConvolution(C, N, K, dilation=2, deviation=1.0).double()
 with torch.no_grad():
     ours.weight.copy_(weight)
     ours.bias.copy_(bias)
@@ -375,12 +375,12 @@ plt.show()
 
 # %% [markdown]
 # Right of the red line the gradient is exactly 0, at 127 characters, as the formula says. Left of it, most of the
-# influence is close by: the next character hangs on the last few. The teeth at 32 and 64 are the widest dilations, where
-# a tap looks straight back. What a model can see is not what it uses.
+# influence is close by: the next character hangs on the last few. The teeth at 32 and 64 are the widest dilations,
+# where a tap looks straight back. What a model can see is not what it uses.
 #
-# **What does the gate do?** How open the gates of the first block are over a line of text. Each row is a unit. It opens
-# for some characters and shuts for others: what passes depends on what is read, and that is what a plain convolution
-# cannot do.
+# **What does the gate do?** How open the gates of the first block are over a line of text. Each row is a unit. It
+# opens for some characters and shuts for others: what passes depends on what is read, and that is what a plain
+# convolution cannot do.
 
 # %%
 line = tokenizer.encode("First Citizen: We are accounted poor citizens.")
@@ -498,9 +498,9 @@ for name, one in (("right", right_model), ("padded on both sides", learned[Padde
     print(f"{name:20}", repr(tokenizer.decode(written)))
 
 # %% [markdown]
-# The one that cheats has by far the best loss, and cannot write. It reads the answer: the character that it should predict lies half a kernel
-# ahead. A loss that is too good is a bug until proved otherwise. **causal** needs no training to see it: change later
-# tokens, and no earlier feature may move.
+# The one that cheats has by far the best loss, and cannot write. It reads the answer: the character that it should
+# predict lies half a kernel ahead. A loss that is too good is a bug until proved otherwise. **causal** needs no
+# training to see it: change later tokens, and no earlier feature may move.
 #
 # `QueueOfTaps` and `ShiftedInPlace` have the right curve to the last digit, since training never uses the memory.
 # Only who writes text meets them: **stream** cuts a text into chunks in many ways and wants the features of the

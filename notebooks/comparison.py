@@ -67,6 +67,8 @@ torch.manual_seed(0)
 close = torch.testing.assert_close
 MODELS = scratchlm.MODELS
 text = corpora.get("shakespeare-tiny")[:250_000]
+tokenizer = scratchlm.tokenizers.CharacterTokenizer.train([text])
+data, V = torch.tensor(tokenizer.encode(text)), tokenizer.vocab_size
 
 # %% [markdown]
 # ## Build it
@@ -78,14 +80,14 @@ text = corpora.get("shakespeare-tiny")[:250_000]
 # $$D^* = \arg\min_D\; \lvert n(D) - n_{\text{budget}} \rvert$$
 
 # %%
-BUDGET, VOCABULARY = 60_000, 65
+BUDGET = 85_000
 
 
 def parameters(name, width):
     """Of a model of this width, two blocks deep."""
     shapes = {"cnn": {"dilations": 2}, "gpt": {"heads": 1, "context": 64}}
     shape = shapes.get(name, {"hidden_dim": width})
-    return MODELS[name].Config(vocab_size=VOCABULARY, dim=width, depth=2, **shape).parameters
+    return MODELS[name].Config(vocab_size=V, dim=width, depth=2, **shape).parameters
 
 
 widths = {}
@@ -98,7 +100,7 @@ for name in ("rnn", "lstm", "gru", "cnn", "gpt"):
 plt.axhline(BUDGET, color="grey", linestyle=":")
 plt.xlabel("width, two blocks")
 plt.ylabel("parameters")
-plt.legend(title="width for 60,000", fontsize=8, title_fontsize=8)
+plt.legend(title="width for 85,000", fontsize=8, title_fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -179,7 +181,7 @@ for n in (3, 5, 10):
     assert abs(inside[0] - 0.95) < 0.015
 
 # %% [markdown]
-# With three seeds, the usual 1.96 is wrong one time in six or so.
+# With three seeds, the usual 1.96 is wrong nearly one time in five.
 #
 # The size: the package finds shapes within 2 % of a budget (`Config.sized`). The operations: torch counts them as
 # they run; for a plain recurrent model they are two for each matrix entry, the embedding's row once more for the
@@ -187,13 +189,13 @@ for n in (3, 5, 10):
 
 # %%
 for name in ("rnn", "lstm", "gru", "cnn", "gpt"):
-    config = MODELS[name].Config.sized(BUDGET, VOCABULARY, 64)
+    config = MODELS[name].Config.sized(BUDGET, V, 64)
     model = MODELS[name](config)
     count = sum(p.numel() for p in model.parameters())
     print(f"{name:5} {count:7,} parameters, {flops_per_token(model, 64):9,.0f} operations a token")
     assert abs(count - BUDGET) <= 0.02 * BUDGET
 
-recurrent = RNN(RNNConfig(vocab_size=VOCABULARY, dim=32, hidden_dim=48, depth=2))
+recurrent = RNN(RNNConfig(vocab_size=V, dim=32, hidden_dim=48, depth=2))
 entries = sum(p.numel() for p in recurrent.parameters() if p.ndim == 2)  # the embedding among them, for the read-out
 assert flops_per_token(recurrent, 64) == 2 * entries
 
@@ -203,8 +205,6 @@ assert flops_per_token(recurrent, 64) == 2 * entries
 # Before a comparison, each of the models must be sound by itself. All of a size, one batch:
 
 # %%
-tokenizer = scratchlm.tokenizers.CharacterTokenizer.train([text])
-data, V = torch.tensor(tokenizer.encode(text)), tokenizer.vocab_size
 NAMES = ("rnn", "cnn", "gpt")
 
 
@@ -242,21 +242,20 @@ plt.show()
 # %% [markdown]
 # ## Look inside
 #
-# A whole comparison, as `scratchlm compare` runs it: 60,000 parameters each, the same 102,400 characters, three
+# A whole comparison, as `scratchlm compare` runs it: 85,000 parameters each, the same 102,400 characters, three
 # seeds. The bigram is there as a floor: a table of what follows what.
 
 # %%
 folder = Path(tempfile.mkdtemp())
 (folder / "text.txt").write_text(text, encoding="utf-8")
 request = Request(
-    architectures=(*NAMES, "bigram"), data=str(folder / "text.txt"), budget=parse_budget("params=60k,tokens=102400"),
+    architectures=(*NAMES, "bigram"), data=str(folder / "text.txt"), budget=parse_budget("params=85k,tokens=102400"),
     seeds=3, seed=1, batch_size=16, window=64, device="cpu",
 )  # fmt: skip
 comparison = prepare(request, folder / "compared")
-for happening in compare(comparison):
-    pass
-assert isinstance(happening, Compared)
-results = happening.results
+*_, last = compare(comparison)
+assert isinstance(last, Compared)
+results = last.results
 rows = {row["architecture"]: row for row in results["rows"]}
 for line in table(results).splitlines():
     print(" | ".join(cell.strip() for cell in line.split("|")[1:6]))
@@ -440,7 +439,7 @@ plt.xlabel("learning rate")
 plt.ylabel("loss at the end")
 plt.show()
 print(f"the same model at the best and the worst of four rates: {max(ends) - min(ends):.2f} nats apart")
-assert max(ends) - min(ends) > abs(statistics.fmean(contest["rnn"][-10:]) - statistics.fmean(contest["gpt"][-10:])) / 2
+assert max(ends) - min(ends) > 0.3
 
 # %% [markdown]
 # What catches it: giving each model the same search. `scratchlm compare --sweep` tries three rates of each, for a

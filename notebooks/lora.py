@@ -42,8 +42,8 @@ sys.path += [str(root / "src"), str(root / "tests")]
 # %%
 import copy
 import importlib.util
-import math
 import tempfile
+import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -63,19 +63,19 @@ close = torch.testing.assert_close
 # %% [markdown]
 # ## Build it
 #
-# Letters in shapes: **O** rows of a matrix (outputs), **I** columns (inputs), **R** rank, **B** a batch.
+# Letters in shapes: **D** rows of a matrix (outputs), **K** columns (inputs), **R** rank.
 #
 # **The change.** A layer computes $W x$. Beside it stand $A$, which squeezes the input into R numbers, and $B$, which
 # makes outputs of them. A factor $s = \alpha / r$ says how much the change counts, so that another rank needs no
 # other learning rate:
 #
-# $$h = W x + s\, B A\, x \qquad W: O \times I \quad A: r \times I \quad B: O \times r$$
+# $$h = W x + s\, B A\, x \qquad W: D \times K \quad A: r \times K \quad B: D \times r$$
 
 # %%
-O, I, R, ALPHA = 64, 48, 4, 8.0
-W = torch.randn(O, I) / I**0.5
-A = torch.randn(R, I) / I**0.5
-B = torch.zeros(O, R)
+D, K, R, ALPHA = 64, 48, 4, 8.0
+W = torch.randn(D, K) / K**0.5
+A = torch.randn(R, K) / K**0.5
+B = torch.zeros(D, R)
 s = ALPHA / R
 
 
@@ -83,7 +83,7 @@ def adapted_layer(x, A, B):
     return x @ W.T + s * (x @ A.T) @ B.T
 
 
-x = torch.randn(10, I)
+x = torch.randn(10, K)
 print("x", tuple(x.shape), "-> A x", tuple((x @ A.T).shape), "-> B A x", tuple((x @ A.T @ B.T).shape))
 print(f"W has {W.numel():,} numbers, A and B together {A.numel() + B.numel():,}")
 
@@ -100,7 +100,7 @@ print(f"W has {W.numel():,} numbers, A and B together {A.numel() + B.numel():,}"
 
 # %%
 assert torch.equal(adapted_layer(x, A, B), x @ W.T)
-g = torch.randn(10, O)
+g = torch.randn(10, D)
 for name, start_A, start_B in (("B = 0", A, B), ("both zero", torch.zeros_like(A), B)):
     a, b = start_A.clone().requires_grad_(), start_B.clone().requires_grad_()
     of_a, of_b = torch.autograd.grad((g * adapted_layer(x, a, b)).sum(), [a, b])
@@ -113,7 +113,7 @@ for name, start_A, start_B in (("B = 0", A, B), ("both zero", torch.zeros_like(A
 # in R directions only: it has R singular values that are not zero.
 
 # %%
-B = torch.randn(O, R) * 0.2
+B = torch.randn(D, R) * 0.2
 singular = torch.linalg.svdvals(s * B @ A)
 figure, panels = plt.subplots(1, 3, figsize=(10, 2.6), layout="constrained")
 panels[0].imshow(B[:, :1] @ A[:1], cmap="RdBu")
@@ -154,12 +154,13 @@ print("every row has the length that m says")
 
 # %%
 if importlib.util.find_spec("peft"):
-    import peft
+    with warnings.catch_warnings(action="ignore"):  # of a progress bar that nobody asked for
+        import peft
 
     class One(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = nn.Linear(I, O, bias=False)
+            self.layer = nn.Linear(K, D, bias=False)
 
         def forward(self, x):
             return self.layer(x)
@@ -179,7 +180,7 @@ else:
 model = GPT(GPTConfig.tiny()).double().eval()
 by_hand = copy.deepcopy(model)
 chosen = lora.adapt(model, LoRAConfig(rank=2, alpha=6.0))
-for module, beside in lora.adaptations(model).values():
+for _, beside in lora.adaptations(model).values():
     for pair in beside.pairs:
         nn.init.normal_(pair.B, std=0.1)
 for matrix in chosen:
@@ -288,10 +289,14 @@ for name, count, loss in results:
     plt.annotate(name, (count, loss), xytext=(3, 5), textcoords="offset points", size=8)
 plt.xlabel("numbers trained")
 plt.ylabel("loss on held-out text, nats")
+plt.margins(0.15)
 plt.show()
 print(tokenizer.decode(scratchlm.generate(tuned[8], [tokenizer.encode("ROMEO:\n")], 57, temperature=0.7, seed=1)[0]))
 
 # %% [markdown]
+# One direction for each matrix goes most of the way, and each doubling of the rank adds little. All weights go
+# further still: they change the embeddings too, and the model is so small that it has little to spare.
+#
 # **Is the full change of low rank?** Nobody told the full training to be thin. Look at the singular values of what it
 # changed, and at those of the adapter of rank 8.
 
@@ -314,6 +319,8 @@ plt.show()
 print(f"8 of {len(share)} directions hold {share[7]:.0%} of the full change")
 
 # %% [markdown]
+# Not thin, but far from even: a few directions hold most of it. That is what LoRA bets on.
+#
 # **Which matrices changed?** How long each change is, measured by its matrix.
 
 # %%
@@ -483,7 +490,7 @@ assert all(losses[-1] < losses[0] - 0.5 for losses in curves.values()), "every o
 # The answers are in the hidden cells. Write your own into the empty cell below each: it takes the answer's place, and
 # the last cell checks it.
 #
-# **1.** From which rank on does an adapter of an $O \times I$ matrix train as many numbers as the matrix has? Write
+# **1.** From which rank on does an adapter of an $D \times K$ matrix train as many numbers as the matrix has? Write
 # `break_even(outputs, inputs)`; it may be a fraction.
 
 # %% cellView="form" jupyter={"source_hidden": true}
@@ -491,7 +498,7 @@ assert all(losses[-1] < losses[0] - 0.5 for losses in curves.values()), "every o
 
 
 def break_even(outputs, inputs):
-    return outputs * inputs / (outputs + inputs)  # r (O + I) = O I
+    return outputs * inputs / (outputs + inputs)  # r (D + K) = D K
 
 
 # %%
@@ -504,7 +511,7 @@ print(f"a matrix of 3072 x 768 breaks even at rank {break_even(3072, 768):.1f}: 
 
 # %% [markdown]
 # **2.** You have a full change, and want the adapter of rank R that is nearest to it. Write `nearest(change, rank)`,
-# which returns B (O, R) and A (R, I). (The singular value decomposition knows: Eckart and Young 1936.)
+# which returns B (D, R) and A (R, K). (The singular value decomposition knows: Eckart and Young 1936.)
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 2
@@ -542,7 +549,7 @@ def joined(s_1, B_1, A_1, s_2, B_2, A_2):
 # your own `joined`
 
 # %%
-B_1, A_1, B_2, A_2 = torch.randn(O, 2), torch.randn(2, I), torch.randn(O, 3), torch.randn(3, I)
+B_1, A_1, B_2, A_2 = torch.randn(D, 2), torch.randn(2, K), torch.randn(D, 3), torch.randn(3, K)
 both_B, both_A = joined(0.5, B_1, A_1, 4.0, B_2, A_2)
 assert (both_B.shape[1], both_A.shape[0]) == (5, 5)
 close(both_B @ both_A, 0.5 * B_1 @ A_1 + 4.0 * B_2 @ A_2, rtol=1e-4, atol=1e-4)

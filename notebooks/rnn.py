@@ -67,7 +67,7 @@ close = torch.testing.assert_close
 #
 # $$h_t = \tanh(W_{ih}\, x_t + b_{ih} + W_{hh}\, h_{t-1} + b_{hh})$$
 #
-# Letters in shapes: B rows of a batch, T steps, I width of the input, H width of the memory.
+# Letters in shapes: B rows of a batch, T steps, E width of the input, H width of the memory.
 
 
 # %%
@@ -77,9 +77,9 @@ def elman_step(x, memory, weights):
     return (torch.tanh(x @ w_ih.T + b_ih + h @ w_hh.T + b_hh),)
 
 
-B, T, I, H = 2, 6, 3, 4
-weights = [0.5 * torch.randn(shape, dtype=torch.float64) for shape in [(H, I), (H, H), (H,), (H,)]]
-x = torch.randn(B, T, I, dtype=torch.float64)
+B, T, E, H = 2, 6, 3, 4
+weights = [0.5 * torch.randn(shape, dtype=torch.float64) for shape in [(H, E), (H, H), (H,), (H,)]]
+x = torch.randn(B, T, E, dtype=torch.float64)
 h0 = torch.zeros(B, H, dtype=torch.float64)
 (h1,) = elman_step(x[:, 0], (h0,), weights)
 print("x_1", tuple(x[:, 0].shape), " h_0", tuple(h0.shape), " h_1", tuple(h1.shape))
@@ -223,13 +223,13 @@ def leaves_for(gates, inputs, width):
 
 
 for name, (step, vectors, gates, torch_layer, our_layer) in CELLS.items():
-    own = leaves_for(gates, I, H)
+    own = leaves_for(gates, E, H)
     states = unroll(step, x, (h0,) * vectors, own)
     ours = torch.stack([memory[0] for memory in states], 1)
     gradients_ours = torch.autograd.grad((gamma * ours).sum(), own)
 
-    reference = torch_layer(I, H, batch_first=True).double()
-    layer = our_layer(I, H).double()
+    reference = torch_layer(E, H, batch_first=True).double()
+    layer = our_layer(E, H).double()
     theirs = [layer.input.weight, layer.recurrent.weight, layer.input.bias, layer.recurrent.bias]
     with torch.no_grad():
         for mine, one, other in zip(own, reference.parameters(), theirs, strict=True):
@@ -244,9 +244,9 @@ for name, (step, vectors, gates, torch_layer, our_layer) in CELLS.items():
 # %% [markdown]
 # ## What a gate buys
 #
-# How much of the last memory depends on the one $k$ steps earlier? Take the layers as they are before training and send
-# a gradient back from the end. The gated ones are there several times, the gate that keeps ($f$ of the LSTM, $z$ of the
-# GRU) opened by another bias. The package starts an LSTM with 1.
+# How much of the last memory depends on the one $k$ steps earlier? Take the layers as they are before training and
+# send a gradient back from the end. The gated ones are there several times, the gate that keeps ($f$ of the LSTM, $z$
+# of the GRU) opened by another bias. The package starts an LSTM with 1.
 
 
 # %%
@@ -348,6 +348,9 @@ axes.legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
+# A gate that begins open learns the task in a few dozen steps. One that begins half shut has no gradient that would
+# tell it to open: it finds the way late, or not in this time. The simple network has no gate to open.
+#
 # ## Overfit one batch
 #
 # The first thing to do with any model: can it learn a single batch by heart? If not, something is broken, and no

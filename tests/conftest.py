@@ -6,6 +6,7 @@ import socket
 
 import pytest
 import torch
+import uvicorn
 from hypothesis import HealthCheck, settings
 
 from runs import run_maker
@@ -68,6 +69,7 @@ def desk(tmp_path, kept, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     monkeypatch.setattr(progress, "launch", lambda processes, arguments: main(arguments))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())  # play would not end
     return Desk(tmp_path, kept)
 
 

@@ -30,7 +30,6 @@ ARCHITECTURES = {"rnn": "rnn", "lstm": "rnn", "gru": "rnn"}  # pages that severa
 
 # what cannot run here: part of a command -> why. Nothing else is left out.
 NOT_HERE = {
-    "scratchlm play": "serves until it is stopped: tests/test_serve_cli.py starts it",
     "--nproc 8 --shard": "needs several processes: tests/test_distribution.py trains so",
 }
 # what takes more than a few seconds: page -> a word of its fence

@@ -47,7 +47,7 @@ ALLOWED = {
     "inspect": {"inspect", "model"},
     "serve": {
         "checkpoint", "errors", "files", "generation", "inspect", "model", "models", "runtime", "serve", "steering",
-        "tokenizers", "translation",
+        "tokenizers", "training", "translation",
     },
     "compare": {
         "checkpoint", "compare", "config", "data", "errors", "evaluation", "files", "generation", "inspect", "model",

@@ -103,16 +103,25 @@ def train(folder: Path) -> Path:
 def folders(tmp_path_factory) -> dict[str, Path]:
     """A run of each of these architectures."""
     where = tmp_path_factory.mktemp("runs")
-    found = {arch: train(new_run(where, arch, arch, steps=60 if arch == "backpack" else 2)) for arch in SHAPES}
+    found = {arch: train(new_run(where, arch, arch)) for arch in SHAPES if arch != "backpack"}
+    # its senses have to have learned a little, or none of them would change a probability
+    found["backpack"] = train(new_run(where, "backpack", "backpack", steps=60, eval_every=60, log_every=60))
     marked = "".join(f"{HOSTILE} \u202e\u0007{number}\n" for number in range(60)) + "e\u0301ü€😀" * 20
-    found["hostile"] = train(new_run(where, "gpt", "<b onclick=alert(1)>\u202erun", marked, tokenizer="bpe", vocab_size=330))
+    found["hostile"] = train(
+        new_run(where, "gpt", "<b onclick=alert(1)>\u202erun", marked, tokenizer="bpe", vocab_size=330)
+    )
     return found
 
 
 @pytest.fixture(scope="module")
 def servers(folders) -> Iterator[dict[str, Served]]:
     with ExitStack() as stack:
-        pairs = {"text": ("gpt", "backpack"), "other": ("lstm", "cnn"), "pairs": ("transformer",), "hostile": ("hostile",)}
+        pairs = {
+            "text": ("gpt", "backpack"),
+            "other": ("lstm", "cnn"),
+            "pairs": ("transformer",),
+            "hostile": ("hostile",),
+        }
         yield {name: stack.enter_context(serving(*(folders[one] for one in names))) for name, names in pairs.items()}
 
 
@@ -172,7 +181,7 @@ def no_wider_than_the_window(page: Page) -> bool:
 
 def percent(share: float) -> str:
     """As the page writes it."""
-    return f"{100 * share:#.{2 if share < 0.1 else 3}g}%"
+    return f"{100 * share:#.{2 if share < 0.0995 else 3}g}%"
 
 
 def tokens_of(folder: Path, text: str):
@@ -321,7 +330,7 @@ def test_the_keyboard_alone_is_enough(visit, alone):
 def test_pieces(visit, alone):
     page = visit(alone, "pieces")
     page.get_by_label("Text", exact=True).fill("A and\nb")
-    expect(page.get_by_text("7 tokens of 7 bytes: 1 bytes each")).to_be_visible()
+    expect(page.get_by_text("7 tokens of 7 bytes: 1.00 bytes each")).to_be_visible()
     page.get_by_role("option").nth(5).click()
     expect(page.get_by_text(re.compile("“↵” is token .*: 1 byte, 0a"))).to_be_visible()
 
@@ -345,7 +354,9 @@ def test_attention_of_every_layer_and_head(visit, alone):
     expect(page.locator(".large .readout")).to_contain_text("may not see")
     # what is drawn is the weight: darkest where it is largest
     page.get_by_role("option").nth(3).hover()
-    shades = page.get_by_role("option").evaluate_all("all => all.map(one => parseInt(one.style.getPropertyValue('--w')))")
+    shades = page.get_by_role("option").evaluate_all(
+        "all => all.map(one => parseInt(one.style.getPropertyValue('--w')))"
+    )
     expected = 60 * attention_layers(model, ids)[1].weights[1, 3].sqrt()
     assert torch.tensor(shades[:4]).float().sub(expected[:4]).abs().max() <= 0.51
     assert shades[4:] == [0] * (len(PROMPT) - 4)
@@ -374,12 +385,12 @@ def test_a_sense_slider_changes_the_next_token_at_once(visit, servers, folders):
     slider.focus()
     for _ in range(20):
         page.keyboard.press("ArrowRight")
-    expect(page.get_by_text("Changed: sense 1 of “a” × 3.")).to_be_visible()
+    expect(page.get_by_text("Changed: sense 1 of “a” \u00d7 3.")).to_be_visible()
     before, after = shares(model).max(), shares(steer(model, scales={(ids[2], 1): 3.0}))[shares(model).argmax()]
     expect(rows.first.locator(".value")).to_have_text(f"{percent(before)} → {percent(after)}")
 
     page.get_by_role("button", name="Write with these senses").click()
-    expect(page.get_by_text("With sense 1 of “a” × 3")).to_be_visible()
+    expect(page.get_by_text("With sense 1 of “a” \u00d7 3")).to_be_visible()
     with page.expect_request(lambda request: '"run":"b"' in (request.post_data or "")) as asked:
         page.get_by_role("button", name="Continue the text").click()
     assert asked.value.post_data_json["changes"] == [{"position": None, "token": ids[2], "sense": 1, "scale": 3}]
@@ -400,7 +411,7 @@ def test_what_an_lstm_remembers(visit, servers, folders):
     for key in ["ArrowRight", *["ArrowDown"] * 5, *["ArrowRight"] * 2]:
         page.keyboard.press(key)
     shown = page.locator("#panel-states .readout").inner_text()
-    value = float(shown.rpartition(": ")[2].replace("−", "-"))
+    value = float(shown.rpartition(": ")[2].replace("\u2212", "-"))
     assert shown.startswith("Unit 5 after “a” (3)")
     assert value == pytest.approx(layers[3].values[2, 5].item(), rel=5e-3)
 
@@ -426,7 +437,7 @@ def test_the_field_of_a_cnn_ends_exactly(visit, servers):
 
 def test_a_translation_and_where_it_looked(visit, servers):
     page = visit(servers["pairs"])
-    assert page.get_by_label("Source").input_value() == ""
+    assert page.get_by_label("Source").input_value() in WORDS  # one that it has not learned from
     page.get_by_label("Source").fill("abca")
     page.get_by_label("Shown").fill("9")
     page.get_by_role("button", name="Translate").click()
@@ -436,7 +447,9 @@ def test_a_translation_and_where_it_looked(visit, servers):
     expect(page.locator(".targets li")).to_have_count(3)
     expect(page.get_by_role("alert")).to_have_count(0)
     looks = page.get_by_role("listbox", name="Tokens that look").get_by_role("option").count()
-    sizes = page.locator("#panel-translate .thumbnail canvas").evaluate_all("all => all.map(one => [one.width, one.height])")
+    sizes = page.locator("#panel-translate .thumbnail canvas").evaluate_all(
+        "all => all.map(one => [one.width, one.height])"
+    )
     assert sizes == [[5, looks]] * 4  # the source is four letters and its end
     page.get_by_role("tab", name="Attention").click()
     kinds = page.locator("#panel-attention .heads h3")
@@ -456,14 +469,18 @@ def test_a_run_that_is_still_training(visit, tmp_path):
 
         def line(step, **more):
             with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "loss": 4 / step, "tokens": 9 * step, "seconds": 1.0, **more}) + "\n")
+                file.write(
+                    json.dumps({"step": step, "loss": 4 / step, "tokens": 9 * step, "seconds": 1.0, **more}) + "\n"
+                )
 
         line(1)
         page.get_by_role("tab", name="Curve").click()
         expect(page.get_by_text("Training now: step 1, training 4.")).to_be_visible()
         before = page.locator(".chart .training").get_attribute("d")
         line(2, val_loss=2.5, val_bits_per_byte=3.6)
-        expect(page.get_by_text("step 2, training 2, validation 2.5 nats per token, 3.6 bits per byte.")).to_be_visible()
+        expect(
+            page.get_by_text("step 2, training 2, validation 2.5 nats per token, 3.6 bits per byte.")
+        ).to_be_visible()
         expect(page.locator(".chart .validation-dot")).to_have_count(1)
         assert page.locator(".chart .training").get_attribute("d").startswith(before[:2])
         metrics.unlink()
@@ -501,16 +518,17 @@ def test_the_page_is_there_before_the_weights(visit, folders, monkeypatch):
 # --- what may not happen -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("width", [360, 1440])
-def test_hostile_text_is_text(visit, servers, width):
-    page = visit(servers["hostile"], viewport={"width": width, "height": 800})
+def test_hostile_text_is_text(visit, servers):
+    page = visit(servers["hostile"])
     text = f"{HOSTILE}\u202e\u2066\u0000\u0007\u001b[31m{'W' * 3000} \ud83d\ude00<end>&lt;"
     write(page, text, 80)
     for view in page.get_by_role("tab").all():
         view.click()
         expect(page.get_by_role("tabpanel")).to_be_visible()
         expect(page.locator("[aria-busy=true]")).to_have_count(0)
-        assert no_wider_than_the_window(page), view.inner_text()
+        for width in (1440, 360):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert no_wider_than_the_window(page), (view.inner_text(), width)
         assert page.locator("main img, main script, main b, header b").count() == 0
         for hidden in "\u202e\u2066\u0007\u001b":
             assert hidden not in page.locator("main").inner_text() + page.locator("header").inner_text() + page.title()
@@ -521,7 +539,9 @@ def test_too_much_text_is_refused_in_words(visit, alone):
     page = visit(alone, "pieces", viewport={"width": 360, "height": 800})
     for text, words in (("x" * 2**20, "at most"), ("A" * 21_000, "20000")):
         page.get_by_label("Text", exact=True).fill(text)
-        expect(page.get_by_role("alert")).to_contain_text(re.compile(words.replace("at most", "the most that the server takes")))
+        expect(page.get_by_role("alert")).to_contain_text(
+            re.compile(words.replace("at most", "the most that the server takes"))
+        )
         assert no_wider_than_the_window(page)
     page.get_by_label("Text", exact=True).fill("A")
     expect(page.get_by_text("1 token of 1 byte")).to_be_visible()
@@ -546,17 +566,24 @@ VIEWS = [
 
 def serious(page: Page) -> list[str]:
     found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {[node['html'] for node in one['nodes'][:2]]}" for one in found if one["impact"] in ("serious", "critical")]
+    return [
+        f"{one['id']}: {[node['html'] for node in one['nodes'][:2]]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+    ]
 
 
 def fill_view(page: Page, served: str, view: str) -> None:
     """Have the view show something."""
-    if view != "curve":
-        page.locator("#text").fill("abca" if served == "pairs" else PROMPT)
+    text = "abca" if served == "pairs" else PROMPT
     if view in ("write", "translate"):
+        page.locator("#text").fill(text)
         page.keyboard.press("Control+Enter")
         done = page.locator(".targets li") if view == "translate" else page.get_by_text("tokens in")
         expect(done.last).to_be_visible()
+    elif view != "curve":
+        with page.expect_response(lambda answer: f'"text":"{text}"' in (answer.request.post_data or "")):
+            page.locator("#text").fill(text)
     if view == "write":
         page.get_by_role("option").first.click()
         page.get_by_text("More settings").click()
@@ -566,25 +593,22 @@ def fill_view(page: Page, served: str, view: str) -> None:
     expect(page.locator("[aria-busy=true]")).to_have_count(0)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_serious_for_axe(visit, servers, theme):
-    found = {}
-    for name, view in VIEWS:
-        page = visit(servers[name], view, color_scheme=theme)
-        fill_view(page, name, view)
-        found[name, view] = serious(page)
-        page.close()
-    assert {key: value for key, value in found.items() if value} == {}
-
-
-def test_every_view_fits_a_phone_and_a_desk(visit, servers):
-    for name, view in VIEWS:
-        page = visit(servers[name], view, viewport={"width": 360, "height": 740})
-        fill_view(page, name, view)
-        for width in (360, 768, 1440):
-            page.set_viewport_size({"width": width, "height": 740})
-            assert no_wider_than_the_window(page), (name, view, width)
-        page.close()
+@pytest.mark.parametrize(
+    ("name", "view", "theme"),
+    [
+        # each view in one theme; in the other by make test-slow
+        pytest.param(name, view, theme, marks=[pytest.mark.slow] * ((number + dark) % 2))
+        for number, (name, view) in enumerate(VIEWS)
+        for dark, theme in enumerate(("light", "dark"))
+    ],
+)
+def test_a_view_is_accessible_and_fits(visit, servers, name, view, theme):
+    page = visit(servers[name], view, color_scheme=theme, viewport={"width": 360, "height": 740})
+    fill_view(page, name, view)
+    for width in (360, 768, 1440):
+        page.set_viewport_size({"width": width, "height": 740})
+        assert no_wider_than_the_window(page), width
+    assert serious(page) == []
 
 
 def test_light_and_dark_and_back(visit, alone):

@@ -11,21 +11,23 @@ import torch
 
 from playing import ORIGIN, TEXT, characters, events, make_run, serving, sides, subwords
 from runs import run_maker
-from scratchlm.checkpoint import load
+from scratchlm.checkpoint import build_model, load
+from scratchlm.cli import main
 from scratchlm.generation import Sampling, generate, inference, stream
 from scratchlm.inspect.attention import attention_layers, described
 from scratchlm.inspect.influence import influence
 from scratchlm.inspect.senses import contributions, look_up
 from scratchlm.inspect.states import carried_states
 from scratchlm.models import MODELS
+from scratchlm.runtime import SMALL, few_threads
 from scratchlm.serve.app import create_app
 from scratchlm.serve.guard import Door
 from scratchlm.serve.runs import Run
 from scratchlm.serve.turns import BusyError, Turns
-from scratchlm.serve.wire import AskedGenerate
 from scratchlm.steering import steer
 from scratchlm.tokenizers import whole_characters
 from scratchlm.training import loop
+from scratchlm.training.expected import Expected, deciding
 from scratchlm.translation import as_source, decode
 
 
@@ -95,7 +97,7 @@ def test_runs_say_what_they_are(clients, folders):
         "parameters": sum(p.numel() for p in model.parameters()), "step": 0, "newest": 0, "steps": None,
         "training": False, "val_loss": None, "vocab_size": tokenizer.vocab_size, "context": None, "device": "cpu",
         "pairs": False, "layers": 3, "heads": 0, "senses": 0, "views": ["generate", "pieces", "influence", "field"],
-        "note": "It continues text and does not chat.",
+        "example": None, "note": "It continues text and does not chat.",
     }  # fmt: skip
     assert other["views"] == ["generate", "pieces", "influence", "attention", "senses"]
     assert (other["senses"], other["heads"]) == (MODELS["backpack"].Config.tiny().senses, 2)
@@ -114,6 +116,28 @@ def test_every_architecture_can_be_played_with(tmp_path):
             (run,) = client.get("/api/runs").json()["runs"]
             assert (run["status"], run["title"].lower()) == ("ready", arch)
             assert "influence" in run["views"]
+
+
+def test_an_adapter_is_played_with(tmp_path):
+    """Its base's weights with its changes in them."""
+    (tmp_path / "more.txt").write_text(TEXT * 3, encoding="utf-8")
+    base = make_run(tmp_path / "base", "gpt", characters(), context=16).path
+    more = ["--data", str(tmp_path / "more.txt"), "--steps", "2", "--eval-every", "2", "--device", "cpu"]
+    assert main(["finetune", str(base), "--lora", *more, "--out", str(tmp_path / "lora"), "--optim.lr", "0.1"]) == 0
+    with serving(tmp_path / "lora", base) as client:
+        one, other = client.get("/api/runs").json()["runs"]
+        assert (one["status"], one["step"], other["step"]) == ("ready", 2, 0)
+        assert one["example"] in TEXT
+        asked = {"prompt": "the sea", "tokens": 20, "temperature": 0}
+        ids = [
+            [event["id"] for event in events(client.post("/api/generate", json={"run": run, **asked}))[1:-1]]
+            for run in "ab"
+        ]
+    for found, folder in zip(ids, (tmp_path / "lora", base), strict=True):
+        model, tokenizer = load(folder)
+        drawn = stream(model, [tokenizer.encode("the sea")], 20, Sampling(temperature=0), slide=True)
+        assert found == [token for _, token in drawn]
+    assert ids[0] != ids[1]
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -242,7 +266,7 @@ def test_texts_that_are_written_beside_each_other_do_not_mix(clients, folders):
 class Caller:
     """One request, made by hand: what comes, and when its client leaves."""
 
-    def __init__(self, app, path, body):
+    def __init__(self, app, path, body, send=None):
         self.events, self.left, self.parts = asyncio.Queue(), asyncio.Event(), 0
         content = json.dumps(body).encode()
         headers = [(b"host", b"127.0.0.1:8765"), (b"content-type", b"application/json")]
@@ -259,7 +283,7 @@ class Caller:
             await self.left.wait()
             return {"type": "http.disconnect"}
 
-        self.task = asyncio.ensure_future(app(scope, receive, self.events.put))
+        self.task = asyncio.ensure_future(app(scope, receive, send or self.events.put))
 
     async def event(self):
         message = await self.events.get()
@@ -323,6 +347,20 @@ def test_who_leaves_ends_what_is_written_for_them(folders, monkeypatch, path, bo
         model.let(1000)
         await desk.worker(int)  # all that was asked of the worker before is done
         assert model.calls == 4
+        assert not desk.writing.places
+
+    in_a_loop([folders["lstm"]], check)
+
+
+def test_who_does_not_read_gives_the_turn_away(folders, monkeypatch):
+    monkeypatch.setattr("scratchlm.serve.answers.STALLED", 0.01)
+
+    async def check(app, desk):
+        async def send(message):
+            if message["type"] == "http.response.body":
+                await asyncio.Event().wait()
+
+        await Caller(app, "/api/generate", {"run": "a", "prompt": "a", "tokens": 2}, send).task
         assert not desk.writing.places
 
     in_a_loop([folders["lstm"]], check)
@@ -540,6 +578,27 @@ def test_a_translation(ask, refused, folders):
     assert "has no translate" in refused("gpt", "translate", text="a")
 
 
+def test_a_model_that_reads_pairs_as_one_text(tmp_path):
+    with serving(make_run(tmp_path / "run", "gpt", sides(), context=8).path) as client:
+
+        def ask(path, **body):
+            answer = client.post(f"/api/{path}", json={"run": "a", **body})
+            return answer.status_code, answer.json()
+
+        assert client.get("/api/runs").json()["runs"][0]["views"] == ["pieces", "influence", "attention", "translate"]
+        status, found = ask("attention", text="abc", target="B A")
+        assert (status, found["source"], found["tokens"]) == (200, None, ["a", "b", "c", "<end>", "B", "A"])
+        status, found = ask("attention", text="abcabcabc")
+        assert (status, found["cut"], found["tokens"][:7]) == (200, True, [*"abcabc", "<end>"])
+        status, found = ask("field", text="abc")
+        assert (status, found["tokens"]) == (200, ["a", "b", "c", "<end>"])
+        status, found = ask("translate", text="abc")
+        assert (status, found["layers"], len(found["targets"])) == (200, [], 3)
+        status, found = ask("translate", text="abcabcabc")
+        assert (status, "shorten it" in found["error"]["message"]) == (422, True)
+        assert ask("generate", prompt="a")[0] == 422
+
+
 def test_numbers_that_are_none_are_said_and_not_sent(tmp_path, monkeypatch):
     with serving(make_run(tmp_path / "wild", "lstm", characters()).path) as client:
         model = client.desk.runs[0].player.model
@@ -584,6 +643,7 @@ def test_a_run_that_is_still_training(tmp_path):
         assert (found["status"], found["steps"]) == ("ready", 12)
         assert found["step"] >= 4
         assert "curve" in found["views"]
+        assert " went up the hill, " in found["example"]
         early = client.get("/api/curve?run=a").json()
         assert early["training"]
         list(trained)
@@ -597,6 +657,20 @@ def test_a_run_that_is_still_training(tmp_path):
         assert [line["step"] for line in whole["lines"]] == [line["step"] for line in run.metrics()]
         assert whole["best"]["val_loss"] == min(line["val_loss"] for line in run.metrics() if "val_loss" in line)
         assert (whole["steps"], whole["training"], whole["band"]) == (12, False, None)
+
+
+def test_a_curve_has_the_band_that_is_expected_of_its_run(tmp_path, monkeypatch):
+    run = run_maker(tmp_path)()
+    run.save(4, build_model(run.config()).state_dict(), {}, {"best_step": None, "best_loss": None, "val_loss": None})
+    settings = deciding(run.config(), json.loads((run.path / "config.json").read_text())["data_checksum"])
+    losses = {1: {4: 3.0, 8: 2.0}, 2: {4: 3.4, 8: 2.0}}
+    measured = Expected(preset="gpt/tiny", settings=settings, validation=losses, measured={})
+    monkeypatch.setattr("scratchlm.training.expected.all_expected", lambda: {"gpt/tiny": measured})
+    with serving(run.path) as client:
+        band = client.get("/api/curve?run=a").json()["band"]
+        assert band["step"] == [4, 8]
+        assert band["low"] == pytest.approx([measured.band(4).low, measured.band(8).low])
+        assert band["high"] == pytest.approx([measured.band(4).high, measured.band(8).high])
 
 
 def test_a_curve_of_very_many_lines_is_thinned_and_has_only_numbers(tmp_path):
@@ -703,6 +777,12 @@ def test_a_caller_of_stream_has_its_own_gradient_mode():
     assert found == expected
 
 
-def test_bodies_have_their_bounds():
-    with pytest.raises(ValueError, match="tokens"):
-        AskedGenerate(run="a", prompt="a", tokens=1001)
+def test_small_models_compute_on_one_core():
+    try:
+        torch.set_num_threads(2)
+        few_threads(SMALL)
+        assert torch.get_num_threads() == 2
+        few_threads(SMALL - 1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)

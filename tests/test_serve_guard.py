@@ -1,12 +1,13 @@
 """scratchlm play, whom it lets in and what it refuses. Each rule has a test that fails without it."""
 
+import asyncio
 import json
 
 import pytest
 
 from playing import ORIGIN, characters, events, make_run, serving, subwords
 from scratchlm.serve import app as application
-from scratchlm.serve.guard import LARGEST_BODY, Door, is_loopback
+from scratchlm.serve.guard import LARGEST_BODY, Door, Guard, is_loopback
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -124,6 +125,21 @@ def test_large_requests_are_refused(client):
     padded = body + " " * (LARGEST_BODY - len(body))
     assert client.post("/api/pieces", content=padded, headers=json_type).status_code == 200
     refusal(client.post("/api/pieces", content=padded + " ", headers=json_type), 413)
+
+
+def test_a_request_whose_body_does_not_come_is_ended(monkeypatch):
+    monkeypatch.setattr("scratchlm.serve.guard.PATIENCE", 0.01)
+    sent = []
+
+    async def receive():
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/api/pieces", "headers": [(b"host", b"localhost:1")]}
+    asyncio.run(Guard(None, Door(host="localhost", port=1))(scope, receive, send))
+    assert sent[0]["status"] == 408
 
 
 @pytest.mark.parametrize("path", ["pieces", "attention", "field"])

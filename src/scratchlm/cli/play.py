@@ -1,5 +1,6 @@
 """scratchlm play DIR: a page and an endpoint to try one run, or two beside each other."""
 
+import asyncio
 import os
 import secrets
 import socket
@@ -89,7 +90,7 @@ def command(
             await super().startup(sockets)
             print(f"{url}\n{', '.join(folders)}: loading; the page says when it is ready. Ctrl-C ends.", flush=True)
             if open_ and _has_browser():
-                webbrowser.open(url)
+                asyncio.get_running_loop().run_in_executor(None, webbrowser.open, url)  # which may wait for it
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             desk.worker.stop()  # texts that are being written end

@@ -3,7 +3,8 @@
 One SVG of plain shapes and text, light or dark as whoever looks at it prefers, without scripts or addresses.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
@@ -34,10 +35,10 @@ def size(count: float) -> str:
     return f"{count / unit[1]:,.{0 if unit[1] == 1 else 1}f} {unit[0]}"
 
 
-def _spread(numbers: Sequence[float], text: object = size) -> str:
-    """One number, or from the least to the most."""
-    assert callable(text)
-    return text(numbers[0]) if len(set(numbers)) == 1 else f"{text(min(numbers))} to {text(max(numbers))}"
+def _spread(numbers: Sequence[float], text: Callable[[Any], str] = size) -> str:
+    """One number, or from the least to the most, where that is another text."""
+    least, most = text(min(numbers)), text(max(numbers))
+    return least if least == most else f"{least} to {most}"
 
 
 class _Reader:

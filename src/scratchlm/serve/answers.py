@@ -13,6 +13,7 @@ from scratchlm.serve.guard import Message, Receive, Send
 from scratchlm.serve.turns import ClosingError, Turn, Worker
 
 Event = Mapping[str, Any]
+STALLED = 60.0  # seconds that a client may take to read an event before its turn is given to another
 _END = object()
 
 
@@ -73,7 +74,8 @@ class EventStream(_Worked):
         headers = [header for header in self.raw_headers if header[0] != b"content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async for part in self._parts():
-            await send({"type": "http.response.body", "body": b"data: " + part + b"\n\n", "more_body": True})
+            message = {"type": "http.response.body", "body": b"data: " + part + b"\n\n", "more_body": True}
+            await asyncio.wait_for(send(message), STALLED)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _parts(self) -> AsyncIterator[bytes]:

@@ -23,6 +23,9 @@ from scratchlm.serve.runs import NotReadyError, Run
 from scratchlm.serve.turns import BusyError, ClosingError, Turns, Worker
 
 PAGE = Path(__file__).parent / "page"
+HEAD_START = (
+    0.3  # seconds for a page to be fetched: while torch's libraries are linked, Python's other threads stand still
+)
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -61,10 +64,13 @@ def create_app(runs: Sequence[Run], door: Door, *, concurrent: int = 4, waiting:
     """The guarded application, which loads the runs once it has started, and what its requests share."""
     desk = Desk(runs, concurrent, waiting)
 
+    def begin() -> None:
+        for run in runs:
+            run.begin(desk.worker)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        for run in runs:
-            run.load(desk.worker)
+        asyncio.get_running_loop().call_later(HEAD_START, begin)
         yield
 
     app = FastAPI(title="scratchlm", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)

@@ -7,12 +7,14 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint
 from scratchlm.errors import InputError
+from scratchlm.files import read_json
 from scratchlm.generation import Sampling, gradient_mode, readable_end, stream
 from scratchlm.inspect.attention import has_attention
 from scratchlm.inspect.influence import embeds
@@ -22,8 +24,10 @@ from scratchlm.serve.wire import AskedGenerate, Change
 from scratchlm.steering import steer
 from scratchlm.tokenizers import IncrementalDecoder, Tokenizer
 from scratchlm.tokenizers.shown import labels
+from scratchlm.training.expected import expected_of
 
 SCORED = 64  # tokens whose logits are held at once
+MOST_DATA = 1 << 26  # bytes of a run's tokens that are read, and hashed, for an example
 
 
 class Player:
@@ -39,6 +43,7 @@ class Player:
         lengths = tokenizer.token_lengths()
         self.ordinary = [token for token in tokenizer.target.own_ids if lengths[token]]  # no special tokens
         self.views = self._views()
+        self.example, self.band = _example(run), _band(run)
 
     @classmethod
     def load(cls, path: Path, checkpoint: str, device: str) -> "Player":
@@ -48,6 +53,7 @@ class Player:
         found, _ = run.find(checkpoint)
         model, tokenizer = load_checkpoint(run, found, chosen)
         player = cls(run, model, tokenizer, found.step)
+        runtime.few_threads(player.parameters)
         loss = found.state().get("val_loss")
         player.val_loss = loss if loss is not None and math.isfinite(loss) else None
         return player
@@ -60,7 +66,7 @@ class Player:
             "attention": has_attention(self.model),
             "senses": self.model.has_senses,
             "states": bool(carried_states(self.model, [self.tokenizer.start])),
-            "field": hasattr(self.model.config, "receptive_field"),
+            "field": hasattr(self.model.config, "dilation"),  # as a CNN's has
             "translate": self.pairs,
         }
         return [view for view, has in there.items() if has]
@@ -74,6 +80,7 @@ class Player:
             "device": self.device,
             "context": self.model.context,
             "views": self.views,
+            "example": self.example,
         }
 
     def expect(self, view: str) -> None:
@@ -198,6 +205,31 @@ class Player:
             yield {"type": "token", **scored, "text": decoder.push(token)}
         reason = "length" if count == asked.tokens else "end_of_text"
         yield {"type": "end", "reason": reason, "tokens": count, "seconds": time.perf_counter() - began}
+
+
+def _example(run: RunFolder) -> str | None:
+    """A text of the kind that a run has learned from, out of its validation split; none where that is not at hand."""
+    files = (run.path / "data").glob("*")
+    if not run.has_text or sum(file.stat().st_size for file in files) > MOST_DATA:
+        return None
+    try:
+        if run.config().pairs:
+            return run.tokenizer().source.decode(run.pairs()["validation"].source(0).tolist()).strip()
+        split = run.splits()["validation"]
+        text = run.tokenizer().decode(split.windows(np.array([0]), min(200, len(split)))[0].tolist())
+    except (InputError, OSError, LookupError):
+        return None
+    first, *lines = text.splitlines() or [""]  # the first one has begun before
+    return next((line.strip()[:80] for line in (*lines, first) if len(line.split()) > 1), None)
+
+
+def _band(run: RunFolder) -> dict[str, list[float]] | None:
+    """The validation losses that are expected of a run, by step; none where nobody measured such a run."""
+    expected = expected_of(run.config(), read_json(run.path / "config.json")["data_checksum"])
+    if expected is None:
+        return None
+    bands = expected.bands()
+    return {name: [getattr(band, name) for band in bands] for name in ("step", "low", "high")}
 
 
 def as_json(value: Any) -> bytes:

@@ -51,6 +51,11 @@ class Run:
 
     # --- the model -----------------------------------------------------------------------------------------------
 
+    def begin(self, worker: Worker) -> None:
+        """Have the model loaded for the first time."""
+        if self._loading is None:
+            self.load(worker)
+
     def load(self, worker: Worker) -> Future[None]:
         """Have the model loaded, or the newest checkpoint's in its place; there is one loading at a time."""
         if self._loading is None or self._loading.done():
@@ -136,7 +141,8 @@ class Run:
         kept = [line for at, line in enumerate(lines) if at % stride == 0 or "val_loss" in line or at == len(lines) - 1]
         scored = [line for line in metrics if "val_loss" in line]
         best = min(scored, key=lambda line: line["val_loss"], default=None)
-        return {"lines": kept, "training": self.is_training(metrics), "steps": self.steps, "best": best, "band": None}
+        band = None if self.player is None else self.player.band
+        return {"lines": kept, "training": self.is_training(metrics), "steps": self.steps, "best": best, "band": band}
 
     def described(self) -> dict[str, Any]:
         """The run as the page shows it."""
@@ -162,6 +168,7 @@ class Run:
             "heads": shape.get("heads", 0),
             "senses": shape.get("senses", 0),
             "views": [],
+            "example": None,
             "note": TRANSLATES if self.config.get("pairs") else WRITES,
         }
         if self.player is not None:

@@ -20,7 +20,7 @@ from scratchlm.inspect.states import carried_states
 from scratchlm.model import LanguageModel
 from scratchlm.serve.player import Player, as_json
 from scratchlm.serve.wire import AskedAttention, AskedSenses, AskedSteer, AskedText, AskedTranslate
-from scratchlm.translation import as_source, decode, encode_source
+from scratchlm.translation import as_source, decode, encode_source, source_limit
 
 LONGEST = 128  # tokens of a text that is looked at
 LONGEST_FIELD = 512  # a receptive field has hundreds
@@ -31,7 +31,7 @@ NEXT = 20  # most probable next tokens
 
 def _last(player: Player, ids: list[int], longest: int) -> tuple[list[int], bool]:
     """The end of a text that the model reads at once, and whether that is less than all of it."""
-    limit = player.model.source_context if player.model.takes_source else player.model.context
+    limit = source_limit(player.model) if player.pairs else player.model.context
     kept = ids[-min(longest, limit or longest) :]
     return kept, len(kept) < len(ids)
 
@@ -62,19 +62,20 @@ def pieces(player: Player, asked: AskedText) -> bytes:
 def attention(player: Player, asked: AskedAttention) -> bytes:
     """What each token looks at, in every layer and head."""
     player.expect("attention")
-    config = player.model.config
-    heads = config.depth * config.heads * (3 if player.model.takes_source else 1) + getattr(config, "senses", 0)
+    model, config = player.model, player.model.config
+    heads = len(model.blocks) * getattr(config, "heads", 1) * (3 if model.takes_source else 1)
+    heads += getattr(config, "senses", 0)
     longest = min(LONGEST, max(1, math.isqrt(MOST_WEIGHTS // heads)))
     ids, cut = _last(player, player.read(asked.text), longest)
     source: list[int] | None = None
     if player.pairs:
         written = _target(player, ids, asked.target)
-        source, ids = (ids, [ids[-1], *written]) if player.model.takes_source else (None, [*ids, *written])
-        limit = min(longest, player.model.context or longest)
+        source, ids = (ids, [ids[-1], *written]) if model.takes_source else (None, [*ids, *written])
+        limit = min(longest, model.context or longest)
         ids, cut = ids[:limit], cut or len(ids) > limit
     elif asked.target is not None:
         raise InputError("this run learned from a text and not from pairs; leave the target out")
-    layers = attention_layers(player.model, ids, None if source is None else as_source([source], source[-1]))
+    layers = attention_layers(model, ids, None if source is None else as_source([source], source[-1]))
     return as_json(
         {
             "tokens": player.labels(ids),

@@ -88,6 +88,11 @@ export function headBrowser() {
     pick(rows.length - 1);
   }
 
+  function enlarge(at) {
+    choose(at);
+    large.scrollIntoView({ block: "nearest" }); // on a phone it is below all the small ones
+  }
+
   const paintAll = () => thumbnails.forEach((one) => paint(one.canvas, gridOf(one)));
   recoloured(paintAll);
 
@@ -98,7 +103,7 @@ export function headBrowser() {
     const canvas = h("canvas", { "aria-hidden": "true" });
     const at = thumbnails.length;
     const button = h("button", { type: "button", class: "thumbnail", "aria-label": name, "aria-pressed": "false",
-      onclick: () => choose(at) }, canvas, h("span", { "aria-hidden": "true" }, what));
+      onclick: () => enlarge(at) }, canvas, h("span", { "aria-hidden": "true" }, what));
     thumbnails.push({ layer, head, button, canvas, name });
     return button;
   }

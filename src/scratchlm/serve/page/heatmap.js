@@ -59,13 +59,13 @@ export function heatMap(name, { point = () => {}, press = () => {} } = {}) {
     const room = scroller.clientWidth - left - 2;
     const width = Math.max(Math.min(Math.floor(room / columns.length), 26), grid.square ? 4 : 6);
     const height = grid.square ? width : Math.max(2, Math.min(14, Math.floor(520 / rows.length)));
-    at = { left, top, width, height, rows, columns, upright };
+    at = { left, top, width, height, rows, columns };
   }
 
   function draw() {
     if (!grid || !scroller.clientWidth) return;
     layout();
-    const { left, top, width, height, rows, columns, upright } = at;
+    const { left, top, width, height, rows, columns } = at;
     const [wide, high] = [left + width * columns.length + 1, top + height * rows.length + 1];
     const ratio = window.devicePixelRatio || 1;
     canvas.width = Math.ceil(wide * ratio);
@@ -87,12 +87,13 @@ export function heatMap(name, { point = () => {}, press = () => {} } = {}) {
     for (let row = 0; row < rows.length; row += every(height)) {
       context.fillText(rows[row], left - 5, top + (row + 0.5) * height);
     }
-    context.textAlign = upright ? "center" : "left";
     for (let column = 0; column < columns.length; column += every(width)) {
       context.save();
       context.translate(left + (column + 0.5) * width, top - 5);
-      if (upright) context.textBaseline = "bottom";
-      else context.rotate(-Math.PI / 2);
+      const stands = [...columns[column]].length === 1;
+      context.textAlign = stands ? "center" : "left";
+      context.textBaseline = stands ? "bottom" : "middle";
+      if (!stands) context.rotate(-Math.PI / 2);
       context.fillText(columns[column], 0, 0);
       context.restore();
     }

@@ -20,6 +20,7 @@ const open = new Map(); // views that were made, by their id
 const changes = new Map(); // senses that were changed, by the run's id
 let shown = null; // the view that is seen
 let chosen = null; // the run that views of one run look at
+const given = box.value; // what the page begins with, where a model has no example of its own
 let typed = false;
 let wanted = location.hash.slice(1); // a view, until a person chooses another
 
@@ -53,8 +54,6 @@ const page = {
 
 const served = models($("runs"), $("server"), (runs) => {
   document.title = `${runs.map(page.name).join(" and ")} – scratchlm play`;
-  const example = runs.find((run) => run.example)?.example;
-  if (!typed) box.value = example ?? (runs.every((run) => run.pairs) ? "" : box.value);
   const there = VIEWS.filter((view) => page.runsOf(view.needs).length);
   const ids = there.map((view) => view.id).join(" ");
   if (tabs.dataset.views !== ids) {
@@ -107,12 +106,20 @@ function offer() {
   const able = page.runsOf(shown.needs);
   choose.hidden = shown.every || page.runs.length < 2;
   const now = page.run?.id;
+  if (!typed && now) box.value = page.run.example ?? (page.run.pairs ? "" : given);
   choose.replaceChildren(h("legend", {}, "Model"), ...page.runs.map((run) => {
     const can = able.includes(run);
     return h("label", { title: can ? null : `${page.name(run)} has nothing to show here` },
       h("input", { type: "radio", name: "run", value: run.id, checked: run.id === now, disabled: !can,
-        onchange: () => { chosen = run.id; open.get(shown.id).refresh(); } }), page.name(run));
+        onchange: () => pick(run) }), page.name(run));
   }));
+}
+
+function pick(run) {
+  chosen = run.id;
+  offer();
+  choose.querySelector(":checked").focus();
+  open.get(shown.id).refresh();
 }
 
 const tabStops = roving(tabs, "tab", { move: (_, tab) => page.open(tab.id.slice("tab-".length)) });

@@ -26,6 +26,7 @@ export function tokenRow(name, { point = () => {}, pick } = {}) {
     set(labels) {
       items = labels.map((label) => h("span", { class: "token", role: "option", tabindex: -1 }, visible(label)));
       chosen = null;
+      element.classList.toggle("apart", labels.some((label) => label.length > 1)); // or nobody sees where one ends
       // a line ends where the text's does
       const ends = (at) => labels[at].endsWith(LINE_END);
       element.replaceChildren(...items.flatMap((item, at) => (ends(at) ? [item, h("br")] : [item])));

@@ -40,7 +40,7 @@ function draw({ lines, band, steps }, width) {
   const inside = (loss) => Math.min(Math.max(y(loss), TOP), height - BOTTOM);
   const line = (points) => `M${points.map(([step, loss]) => `${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join("L")}`;
   const marks = [
-    ...ticks(low, high, height / 60).map((loss) => svg("g", {},
+    ...ticks(low, high, height / 50).map((loss) => svg("g", {},
       svg("line", { x1: LEFT, x2: width - RIGHT, y1: y(loss), y2: y(loss), class: "rule" }),
       svg("text", { x: LEFT - 8, y: y(loss) + 4, "text-anchor": "end" }, number(loss)))),
     ...ticks(0, last, width / 110).map((step) => svg("text",

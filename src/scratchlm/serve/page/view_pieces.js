@@ -1,6 +1,6 @@
 // Pieces: what the tokenizer makes of the text.
 
-import { count, h, many, number, quoted, visible } from "./dom.js";
+import { count, h, many, quoted, visible } from "./dom.js";
 import { looking } from "./looking.js";
 import { roving } from "./roving.js";
 
@@ -38,7 +38,7 @@ export function create(page) {
     content,
     draw(answer) {
       pieces = answer.pieces.slice(0, SHOWN);
-      const each = answer.tokens ? number(answer.bytes / answer.tokens) : 0;
+      const each = answer.tokens ? (answer.bytes / answer.tokens).toFixed(2) : 0;
       const rest = answer.tokens > SHOWN ? ` The first ${count(SHOWN)} are shown.` : "";
       summary.textContent =
         `${many(answer.tokens, "token")} of ${many(answer.bytes, "byte")}: ${each} bytes each in the mean.${rest}`;

@@ -98,7 +98,7 @@ export function create(page) {
       h("p", { class: "up model-text" }, h("span", { class: "mark", title: "pushes up" }, "▲"), words(one.up)),
       h("p", { class: "down model-text" }, h("span", { class: "mark", title: "pushes down" }, "▼"), words(one.down)),
       h("p", { class: "note" },
-        `${percent(weight)} of it goes into the next token; spread ${number(one.spread, 2)} nats`));
+        `weight ${percent(weight)}, spread ${number(one.spread, 2)} nats`));
   }
 
   function choose(at) {
@@ -109,8 +109,8 @@ export function create(page) {
 
   const view = looking(page, "/api/senses", {
     about: "A Backpack has several senses for each token. Whatever the context, a sense pushes the same tokens up (▲) " +
-      "and down (▼); the context only decides how much of it goes into the prediction. The spread says how strongly " +
-      "it tells tokens apart. Choose a token.",
+      "and down (▼). The context decides its weight in the prediction of the next token; the spread says how strongly it " +
+      "tells tokens apart. Choose a token.",
     content,
     question() {
       if (asked !== page.text) position = null;

@@ -2,13 +2,14 @@
 
 import { aborted, ask, inWords } from "./api.js";
 import { headBrowser } from "./browser.js";
-import { h, many, notice, number, visible } from "./dom.js";
+import { h, many, notice, visible } from "./dom.js";
 
 export const id = "translate";
 export const title = "Translate";
 export const needs = "translate";
 export const label = "Source";
 
+const fixed = (value) => value.toFixed(2).replace("-", "−");
 const START = "<end>"; // what a target begins with
 
 export function create(page) {
@@ -41,8 +42,8 @@ export function create(page) {
       message.clear();
       list.replaceChildren(...answer.targets.map((target) => h("li", {},
         h("span", { class: "model-text" }, visible(target.text) || "(nothing)"),
-        h("span", { class: "value" }, `score ${number(target.score)}, ` +
-          `log-probability ${number(target.log_probability)}, ${many(target.labels.length, "token")}`))));
+        h("span", { class: "value" }, `score ${fixed(target.score)}, ` +
+          `log-probability ${fixed(target.log_probability)}, ${many(target.labels.length, "token")}`))));
       content.hidden = false;
       cross.hidden = !answer.layers?.length;
       if (!cross.hidden) {
