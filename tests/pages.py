@@ -234,6 +234,7 @@ MADE = {
     "encoder.json": gpt2s_pair,
     "shards": calling("data", "prepare", "big.txt", "--out=shards", "--tokenizer=byte", "--workers=1"),
     "runs/gpt": calling("train", "gpt", "--data=my.txt", "--model.heads=2", *TINY),
+    "runs/rnn": calling("train", "rnn", "--data=my.txt", *TINY),
     "runs/gpt-lora": calling("finetune", "runs/gpt", "--data=my.txt", "--lora", *BRIEF),
     "runs/gpt-hf": calling("export", "runs/gpt", "--to=hf"),
     "gpt-hf": calling("export", "runs/gpt", "--to=hf", "--out=gpt-hf"),
