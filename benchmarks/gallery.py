@@ -68,9 +68,11 @@ def page() -> str:
 
 def pictures(compared: Path) -> None:
     """What a comparison gives the page."""
-    for name in ("results.json", "loss_tokens.svg"):
-        shutil.copyfile(compared / name, GALLERY / name)
-    for row in json.loads((compared / "results.json").read_text(encoding="utf-8"))["rows"]:
+    results = json.loads((compared / "results.json").read_text(encoding="utf-8"))
+    results["versions"] = {name: results["versions"][name] for name in ("python", "torch")}
+    (GALLERY / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    shutil.copyfile(compared / "loss_tokens.svg", GALLERY / "loss_tokens.svg")
+    for row in results["rows"]:
         name = row["architecture"]
         assert scratchlm(["info", str(compared / name), "--svg", str(GALLERY / f"{name}.svg")]) == 0
     with tempfile.TemporaryDirectory() as folder:
