@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # a CPU-only torch from elsewhere than the usual index: make demo TORCH_INDEX=...
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-slow check bench setup clean
+.PHONY: demo test test-slow check bench docs notebooks setup browser clean
 
 setup: $(VENV)/ready
 
@@ -20,10 +20,15 @@ $(VENV)/ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python run_gpt.py
 
-test: setup
+# the tests of the page and of the site drive a browser; without one they are skipped
+browser: setup
+	@command -v chromium chromium-browser google-chrome > /dev/null || apt-get install -y --no-install-recommends chromium \
+		|| $(BIN)/playwright install chromium || echo "no browser could be installed: what needs one is not tested"
+
+test: setup browser
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-slow: setup
+test-slow: setup browser
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 check: setup
@@ -43,5 +48,13 @@ bench: setup
 	$(BIN)/python benchmarks/import_memory.py
 	$(BIN)/python benchmarks/lora_step.py
 
+# the site, which opens from its folder, without a network
+docs: setup
+	$(BIN)/python docs/build.py
+
+# what Colab and Jupyter open, made of the sources
+notebooks: setup
+	$(BIN)/jupytext --to ipynb --update notebooks/*.py
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build site

@@ -6,9 +6,11 @@ import socket
 
 import pytest
 import torch
+import uvicorn
 from hypothesis import HealthCheck, settings
 
 from runs import run_maker
+from scratchlm.cli import main, progress
 from scratchlm.models import MODELS
 from scratchlm.training import loop
 
@@ -51,6 +53,24 @@ def whole(tmp_path_factory):
     run = run_maker(tmp_path_factory.mktemp("whole"))()
     list(loop.train(run))
     return run
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """The folder of what the pages' commands need, each made once."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def desk(tmp_path, kept, monkeypatch):
+    """A folder to type in what pages tell. What takes minutes, the network or other processes is tested elsewhere."""
+    from pages import Desk
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    monkeypatch.setattr(progress, "launch", lambda processes, arguments: main(arguments))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: sockets[0].close())  # play would not end
+    return Desk(tmp_path, kept)
 
 
 @pytest.fixture(scope="session")

@@ -510,6 +510,7 @@ BAD = {
             (["info", "gpt", "--vocab-size", "-1"], ["-1", "at least 1"]),
             (["info", "gpt", "--vocab-size", "99999999999999999999"], ["99999999999999999999"]),
             (["presets", "show", "lap"], ["'lap'", "'laptop'"]),
+            (["presets", "show", "llama"], ["architecture", "speedrun-5min", "NAME llama"]),
             (["data", "show", "nope"], ["'nope'", "shakespeare"]),
             (["data", "show", "shakespeare-tiny", "--characters", "-5"], ["-5"]),
             (["data", "get", "names", "--from", "small.txt"], ["small.txt", "sha256"]),

@@ -11,7 +11,7 @@ import pytest
 from runs import TEXT
 from scratchlm import tokenizers
 from scratchlm.cli import learning, main
-from scratchlm.cli.tokenizer import visible
+from scratchlm.tokenizers.shown import visible
 
 
 @pytest.fixture

@@ -45,6 +45,10 @@ ALLOWED = {
     },
     "runtime": {"data", "errors", "model"},
     "inspect": {"inspect", "model"},
+    "serve": {
+        "checkpoint", "errors", "files", "generation", "inspect", "model", "models", "runtime", "serve", "steering",
+        "tokenizers", "training", "translation",
+    },
     "compare": {
         "checkpoint", "compare", "config", "data", "errors", "evaluation", "files", "generation", "inspect", "model",
         "models", "runtime", "tokenizers", "training",

@@ -145,6 +145,7 @@ def test_killed_in_a_save_and_in_an_evaluation(tmp_path, never_killed):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(2))
 def test_killed_twenty_times(tmp_path, never_killed, seed):
     check_killed(tmp_path, never_killed, drawn_kills(seed, [*MOMENTS, *MOMENTS], 8), steps=1500)

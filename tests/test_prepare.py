@@ -593,6 +593,7 @@ DAMAGE = {
     ),
     "a shard of another type": (lambda: np.save("shards/test_00000.npy", np.zeros(144, np.uint16)), "of uint16"),
     "a cut shard": (lambda: os.truncate("shards/train_00000.npy", 1000), "train_00000.npy is damaged"),
+    "an empty shard": (lambda: os.truncate("shards/train_00000.npy", 0), "train_00000.npy is damaged"),
     "no shard": (lambda: Path("shards/validation_00000.npy").unlink(), "cannot read"),
     "another tokenizer": (lambda: CharacterTokenizer("abc").save("shards/tokenizer.json"), None),
 }

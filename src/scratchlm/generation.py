@@ -4,8 +4,8 @@ Letters in shapes: B rows, V vocabulary.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,18 +135,29 @@ def check_context(context: int | None, prompt: int, new: int, unread: int) -> No
 
 
 @contextmanager
-def inference(model: LanguageModel) -> Iterator[None]:
-    """Without gradients and dropout; each of the model's modules is left in the mode that it was in."""
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Without dropout; each of the model's modules is left in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
-    # what gathers a model that is shared out keeps the tensors that it makes first, and training could not use them
-    shared_out = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     model.eval()
     try:
-        with torch.no_grad() if shared_out else torch.inference_mode():
-            yield
+        yield
     finally:
         for module, training in modes:  # one by one: a model may share a part with another that is in another mode
             module.training = training
+
+
+def gradient_mode(model: LanguageModel) -> Callable[[], AbstractContextManager[object]]:
+    """What makes the mode without gradients that this model can be computed in."""
+    # what gathers a model that is shared out keeps the tensors that it makes first, and training could not use them
+    shared_out = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    return torch.no_grad if shared_out else torch.inference_mode
+
+
+@contextmanager
+def inference(model: LanguageModel) -> Iterator[None]:
+    """Without gradients and dropout; each of the model's modules is left in the mode that it was in."""
+    with evaluating(model), gradient_mode(model)():
+        yield
 
 
 def readable_end(ids: Sequence[int], context: int | None) -> Sequence[int]:
@@ -165,6 +176,7 @@ def stream(
     source: Source | None = None,
     slide: bool = False,
     vocab_size: int | None = None,
+    watch: Callable[[Sequence[int], Tensor], None] | None = None,
 ) -> Iterator[tuple[int, int]]:
     """(row, token) for each new token, row by row, as they are drawn.
 
@@ -172,6 +184,7 @@ def stream(
     prompts need no mask. A row ends after `max_new_tokens`, or before its token `end`.
     Units: `max_new_tokens` in tokens. `slide`: at the context's end, start again from the newest half of it.
     `vocab_size`: ids from it on are never drawn. A model may have more rows than its tokenizer has tokens.
+    `watch` is given the rows that draw next, and the logits (rows, V) that they draw from.
     Raises ValueError for an empty prompt, for an id outside of the vocabulary, for a source that the model does not
     take or that has not one row a prompt, for a vocabulary without tokens, and without `slide` where prompt and new
     tokens do not fit the context.
@@ -194,30 +207,36 @@ def stream(
     left = [max_new_tokens] * len(rows)
     read = 0  # tokens of every row that the state has consumed
     capacity = total - 1 if context is None else min(total - 1, context)
-    with inference(model):
-        state = model.initial_state(len(rows), capacity=capacity, source=source)
+    without_gradients = gradient_mode(model)
+    with evaluating(model):
+        state = None
         known = min(map(len, rows))
         while any(left):
-            chunk = torch.tensor([row[read:known] for row in rows], device=device)
-            features, state = model(chunk, state)
-            read = known
-            # a row draws only for itself, and only once its prompt has ended, so no other row changes its draws
-            active = [index for index, row in enumerate(rows) if len(row) == read and left[index]]
-            if active:
-                logits = model.readout(features[active, -1])[:, :vocab_size]  # (rows that draw, V)
-                drawn = sampling.draw(logits, [generators[index] for index in active]).tolist()
-                for index, token in zip(active, drawn, strict=True):
-                    rows[index].append(token)
-                    left[index] = 0 if token == end else left[index] - 1
-                    if token != end:
-                        yield index, token
+            with without_gradients():  # not while a token is handed out: what is done with it is not ours
+                if state is None:
+                    state = model.initial_state(len(rows), capacity=capacity, source=source)
+                chunk = torch.tensor([row[read:known] for row in rows], device=device)
+                features, state = model(chunk, state)
+                read = known
+                # a row draws only for itself, and only once its prompt has ended, so no other row changes its draws
+                active = [index for index, row in enumerate(rows) if len(row) == read and left[index]]
+                drawn: list[int] = []
+                if active:
+                    logits = model.readout(features[active, -1])[:, :vocab_size]  # (rows that draw, V)
+                    if watch is not None:
+                        watch(active, logits)
+                    drawn = sampling.draw(logits, [generators[index] for index in active]).tolist()
+            for index, token in zip(active, drawn, strict=True):
+                rows[index].append(token)
+                left[index] = 0 if token == end else left[index] - 1
+                if token != end:
+                    yield index, token
             for row in rows:
                 if len(row) == read:  # an ended row is fed something, which nobody sees
                     row.append(row[-1])
             known = read + 1
             if state.length == capacity and any(left):
-                read = known - max(1, capacity // 2)
-                state = model.initial_state(len(rows), capacity=capacity, source=source)
+                read, state = known - max(1, capacity // 2), None
 
 
 def generate(

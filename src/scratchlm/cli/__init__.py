@@ -26,6 +26,7 @@ COMMANDS = {
     "export": "Write a run's model in the files of another library.",
     "info": "Show a model's modules, parameters and operations.",
     "inspect": "Look into a trained model: what each token attends to, what a word's senses do.",
+    "play": "Open a page over a trained model: write, look inside, compare; OpenAI's clients can ask it too.",
     "data": "List, show and fetch corpora.",
     "tokenizer": "Train tokenizers, use them, look into them, carry them to other libraries.",
     "presets": "List and show presets.",

@@ -83,7 +83,7 @@ def prepare(
     out: str | None = None,
     tokenizer: str = "char",
     vocab_size: OptionalInt = None,
-    split: tuple[float, float, float] = (0.9, 0.05, 0.05),
+    split: Annotated[tuple[float, float, float], Parameter(negative_iterable=())] = (0.9, 0.05, 0.05),
     workers: OptionalInt = None,
     errors: Literal["strict", "replace"] = "strict",
     shard_tokens: Int = SHARD_TOKENS,

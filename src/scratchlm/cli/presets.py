@@ -37,6 +37,9 @@ def show(preset: str, arch: str | None = None, /) -> int:
         Its architecture; without it the first that has a preset of this name.
     """
     having = [name for name in ([arch] if arch else MODELS) if preset in MODELS[name].presets]
+    if not having and arch is None and preset in MODELS:
+        own = ", ".join(MODELS[preset].presets)
+        raise InputError(f"{preset} is an architecture; its presets are: {own} (scratchlm presets show NAME {preset})")
     if not having:
         names = {name for one in ([arch] if arch else MODELS) for name in MODELS[one].presets}
         raise InputError(f"no preset {preset!r}{f' of {arch}' if arch else ''}: {did_you_mean(preset, names)}")

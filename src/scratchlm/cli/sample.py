@@ -176,9 +176,7 @@ class Writer:
         self, model: LanguageModel, tokenizer: Tokenizer, prompts: list[str], stops: list[str], show: bool
     ) -> None:
         self.model, self.tokenizer, self.show = model, tokenizer, show
-        # a symbol ends with the space behind it, which the person who gave the prompt may have left out
-        parted = tokenizer.symbolic
-        self.prompts = [f"{text} " if parted and text.strip() and text == text.rstrip() else text for text in prompts]
+        self.prompts = [tokenizer.unfinished(text) for text in prompts]
         self.ids = [tokenizer.encode(prompt) or [tokenizer.start] for prompt in prompts]
         self.new: list[list[int]] = [[] for _ in prompts]
         self.texts = [""] * len(prompts)

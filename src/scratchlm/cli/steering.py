@@ -11,12 +11,12 @@ from rich.table import Table
 
 from scratchlm.checkpoint import RunFolder
 from scratchlm.cli.flags import check_senses
-from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
 from scratchlm.generation import inference, readable_end
 from scratchlm.model import LanguageModel
 from scratchlm.steering import Steered, Topic, steer, swapped_senses, topic_scores
 from scratchlm.tokenizers import Tokenizer
+from scratchlm.tokenizers.shown import visible
 
 SHOWN = 5  # tokens that rise most, and as many that fall
 DEFAULT_STRENGTH = 1  # at 2 and 3 a small model begins to repeat itself

@@ -24,6 +24,7 @@ from scratchlm.interop.vocabularies import PUBLISHED, export_vocabulary, import_
 from scratchlm.tokenizers import BPETokenizer, PairTokenizer, Tokenizer
 from scratchlm.tokenizers.bpe import VOCABULARY
 from scratchlm.tokenizers.pair import Side
+from scratchlm.tokenizers.shown import visible
 from scratchlm.tokenizers.splitting import PATTERNS
 
 app = App(
@@ -288,16 +289,6 @@ def _of_side(opened: Tokenizer, side: Side | None, name: str) -> Tokenizer:
             f"{name} has a tokenizer for each side of pairs; say which the text is of: --side source or --side target"
         )
     return opened.source if side == "source" else opened.target if side == "target" else opened
-
-
-def visible(data: bytes) -> str:
-    """Bytes as a person can see them: spaces as dots, line ends as arrows, what is no text in hexadecimal."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return "".join(chr(byte) if 0x21 <= byte < 0x7F else f"\\x{byte:02x}" for byte in data)
-    marks = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5"}
-    return "".join(marks.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode()) for c in text)
 
 
 def _tree(tokenizer: Tokenizer, token: int, depth: int = 32) -> str:

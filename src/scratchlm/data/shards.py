@@ -194,7 +194,7 @@ def _check_shard(file: Path, described: Mapping[str, Any], dtype: np.dtype, hash
         found = np.load(file, mmap_mode="r", allow_pickle=False) if described["tokens"] else np.empty(0, dtype)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:  # what numpy makes of a header that is none, or of a file that is too short for it
+    except (ValueError, EOFError) as error:  # numpy's, of a header that is none, or of a file that is too short for it
         raise InputError(f"{file} is damaged: {error}") from error
     if found.dtype != dtype or found.shape != (described["tokens"],):
         raise InputError(

@@ -110,13 +110,23 @@ def look_up(
     nearest = _nearest(model, senses, words, allowed, top)
     found = []
     for word, near in zip(senses, nearest, strict=True):
-        with torch.no_grad():
-            scores = model.readout(word)[:, allowed]  # (L, V)
-        up, down = scores.topk(top), scores.topk(top, largest=False)
-        lists = [_rankings(values, allowed[at]) for values, at in (up, down)]
-        spreads = scores.std(-1, correction=0).tolist()
-        found.append([Sense(*parts) for parts in zip(*lists, spreads, near, strict=True)])
+        found.append([Sense(*parts) for parts in zip(*pushed(model, word, vocabulary, top), near, strict=True)])
     return found
+
+
+def pushed(
+    model: LanguageModel, senses: Tensor, vocabulary: Sequence[int], top: int = 10
+) -> tuple[list[Ranking], list[Ranking], list[float]]:
+    """What each sense of a word pushes up and down most, `top` tokens out of `vocabulary` each, and its spread.
+
+    Shapes: senses (L, D) -> lists of L.
+    """
+    allowed, top = torch.tensor(vocabulary, device=senses.device), min(top, len(vocabulary))
+    with torch.no_grad():
+        scores = model.readout(senses)[:, allowed]  # (L, V)
+    up, down = (scores.topk(top, largest=largest) for largest in (True, False))
+    lists = [_rankings(values, allowed[at]) for values, at in (up, down)]
+    return lists[0], lists[1], scores.std(-1, correction=0).tolist()
 
 
 def _nearest(

@@ -14,13 +14,12 @@ E C(x)_l, whatever the context; the context only says how much of it (alpha >= 0
 The trunk is a GPT, composed and not copied. Its embedding E is used three times: as its input, as the input of the
 senses, and to read out. Neither a norm nor a factor 1/k stands between the sum and E.
 
-What the code has and the paper does not: the trunk's attention scores divided by the block's number; scores divided by
-sqrt(D / k), and biases, in the contextualisation; a second normalised copy added to the embedding in the senses'
-network (a residual without a branch, which the paper calls an accident); dropout. In the ablation of the number of
-senses, both parts of their network are narrow, as the paper's counts of parameters say; its text says the last alone.
-
-Departure: senses are computed once for each different token of a call, so that in training all occurrences of a token
-in a batch share their dropout.
+Departures: what the released code has and the paper does not. The trunk's attention scores are divided by the block's
+number; in the contextualisation there are biases, and scores are divided by sqrt(D / k); the senses' network adds a
+second normalised copy to the embedding (a residual without a branch, which the paper calls an accident); there is
+dropout. In the ablation of the number of senses both parts of their network are narrow, as the paper's counts of
+parameters say, and not the last alone, as its text does. One departure is from both: senses are computed once for each
+different token of a call, so that in training all occurrences of a token in a batch share their dropout.
 
 Letters in shapes: B batch, T new tokens, S visible tokens, D dim, L senses, K width of a sense's key (D / L), U
 different tokens, G width inside the senses' last layer, V vocabulary.

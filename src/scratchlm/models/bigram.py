@@ -1,9 +1,10 @@
 """Bigram: a table of what follows what, the smallest model that obeys the contract and the floor of a comparison.
 
-Shannon 1948, "A Mathematical Theory of Communication", section 3, the second-order approximation to English; here the
-table is trained and not counted.
+Paper: Shannon 1948, "A Mathematical Theory of Communication", section 3, the second-order approximation to English.
 
     P(next | last) = softmax(table[last])       Bigram.forward; the features are the logits already
+
+Departures: the table is trained and not counted.
 
 Letters in shapes: B batch, T new tokens, V vocabulary.
 """

@@ -1,8 +1,8 @@
 """CNN: stacks of causal convolutions, whose memory is the last inputs of each convolution.
 
-The default is a gated, dilated, pre-norm stack; three published ones stand beside it, each a block of its own. A
-position sees itself and a fixed number of tokens before it, the receptive field, so there is no limit to what the
-model reads, each token costs the same, and decoding from the memory is exact.
+Papers: Dauphin et al. 2017 (GCNN), Bai et al. 2018 (TCN) and van den Oord et al. 2016 (WaveNet), each a block of its
+own; the default is a gated, dilated, pre-norm stack of parts of theirs. A position sees itself and a fixed number of
+tokens before it, the receptive field: so nothing limits what it reads, and decoding from the memory is exact.
 
     paper                                                                   here
     y_t = b + sum_j W_j x_{t-(k-1-j)d}, zeros before the start              CausalConvolution

@@ -133,6 +133,10 @@ class Tokenizer(ABC):
         """Ids of a text."""
         return self.encode_array(text).tolist()
 
+    def unfinished(self, text: str) -> str:
+        """A text as one that goes on: a symbol ends with the space behind it, which a person may leave out."""
+        return f"{text} " if self.symbolic and text.strip() and text == text.rstrip() else text
+
     def encode_word(self, word: str) -> list[int]:
         """Ids of a word as it stands within a text: with the space before it, unless that is a token of its own.
 

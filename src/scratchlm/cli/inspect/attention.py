@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +14,6 @@ from scratchlm import runtime
 from scratchlm.checkpoint import RunFolder, load_checkpoint, meta_model
 from scratchlm.cli.flags import Int, OptionalInt
 from scratchlm.cli.sample import introduce, say
-from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
 from scratchlm.files import FORMAT_VERSION, replace_file
 from scratchlm.inspect.attention import (
@@ -28,10 +27,10 @@ from scratchlm.inspect.attention import (
 from scratchlm.model import LanguageModel
 from scratchlm.models import MODELS
 from scratchlm.tokenizers import Tokenizer
+from scratchlm.tokenizers.shown import labels, texts
 from scratchlm.translation import as_source, decode
 
 DEFAULT_TOKENS = 32
-END = "<end>"
 
 OptionalText = Annotated[str | None, Parameter(allow_leading_hyphen=True, show_default=False)]
 
@@ -181,17 +180,3 @@ def first_tokens(run: RunFolder, model: LanguageModel) -> list[int]:
     """The first tokens of the validation text, as many as make a picture and as the model reads."""
     split = run.splits()["validation"]
     return split.windows(np.array([0]), min(DEFAULT_TOKENS, model.context or DEFAULT_TOKENS, len(split)))[0].tolist()
-
-
-def texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text of each token."""
-    return [END if token == tokenizer.end_of_text else tokenizer.decode([token]) for token in ids]
-
-
-def labels(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The tokens as a person can see them, spaces and line ends too, but not the space behind each symbol."""
-    shown = []
-    for token in ids:
-        data, alone = tokenizer.token_bytes(token), tokenizer.decode([token]).encode()
-        shown.append(END if token == tokenizer.end_of_text else visible(alone if data == alone + b" " else data))
-    return shown

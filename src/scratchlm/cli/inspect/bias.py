@@ -15,7 +15,6 @@ from scratchlm.checkpoint import RunFolder, load_checkpoint, meta_model
 from scratchlm.cli.flags import Int, OptionalInt, check_senses
 from scratchlm.cli.inspect.attention import out_folder, write_files
 from scratchlm.cli.sample import introduce, say
-from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
 from scratchlm.files import FORMAT_VERSION
 from scratchlm.inspect.bias import (
@@ -31,6 +30,7 @@ from scratchlm.inspect.bias import (
     reductions,
 )
 from scratchlm.tokenizers import Tokenizer
+from scratchlm.tokenizers.shown import visible
 
 PROMPTS = (*EVALUATION, *ESTIMATION)
 

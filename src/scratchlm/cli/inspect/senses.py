@@ -20,13 +20,10 @@ from scratchlm.cli.inspect.attention import (
     encoded,
     first_tokens,
     fitting,
-    labels,
     out_folder,
-    texts,
     write_files,
 )
 from scratchlm.cli.sample import introduce
-from scratchlm.cli.tokenizer import visible
 from scratchlm.errors import InputError
 from scratchlm.files import FORMAT_VERSION
 from scratchlm.inspect.senses import (
@@ -42,6 +39,7 @@ from scratchlm.inspect.senses import (
 )
 from scratchlm.model import LanguageModel
 from scratchlm.tokenizers import Tokenizer
+from scratchlm.tokenizers.shown import labels, texts, visible
 
 DRAWN = 12  # words in the picture
 
