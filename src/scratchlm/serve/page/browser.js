@@ -119,7 +119,7 @@ export function headBrowser() {
         h("h3", {}, KINDS[kind][0]),
         given.layers.filter((layer) => layer.kind === kind).map((layer) => h("div", { class: "layer" },
           layer.layer === null ? null : h("p", {}, `layer ${layer.layer}`),
-          h("div", { class: "row" }, layer.heads.map((head) => thumbnail(layer, head))))))));
+          h("div", { class: layer.heads.length > 4 ? "row" : "row few" }, layer.heads.map((head) => thumbnail(layer, head))))))));
       paintAll();
       chosen = null;
       choose(Math.max(thumbnails.findIndex((one) => one.name === before), 0));

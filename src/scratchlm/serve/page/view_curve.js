@@ -9,7 +9,7 @@ export const needs = "curve";
 export const label = null; // needs no text
 export const every = true; // a column for each model
 
-const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 16, 44];
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 28, 16, 44];
 const HEADINGS = ["step", "tokens", "training, nats per token", "validation, nats per token", "bits per byte", "seconds"];
 const QUICK = 2000; // milliseconds between two looks at a run that trains
 const SLOW = 5000; // at one that does not, as it may be resumed
