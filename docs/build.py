@@ -129,7 +129,7 @@ class Site:
             self.wanted.append(path)
             name = code_name(match["label"], path)
             if name is not None:
-                anchor = f"__codelineno-0-{defined_at(ROOT / path, name)}"
+                anchor = f"__span-0-{defined_at(ROOT / path, name)}"
             target = os.path.relpath(place(path), PurePosixPath(place(page)).parent).replace(os.sep, "/")
             return f"{match['label']}({'' if path == page else target}{'#' if anchor else ''}{anchor})"
 

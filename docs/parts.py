@@ -54,16 +54,16 @@ def memory(model: LanguageModel) -> str:
     return " and ".join(f"{size:,} bytes {what}" for size, what in kept if size) or "nothing"
 
 
-def cost(arch: str) -> str:
-    """A table of what each preset weighs and computes."""
-    rows = []
-    for preset in MODELS[arch].presets:
+def cost(*archs: str) -> str:
+    """A table of what each preset of these architectures weighs and computes."""
+    rows, chosen = [], [(name, preset) for name in archs for preset in MODELS[name].presets]
+    for arch, preset in chosen:
         config = of_preset(arch, preset)
         model = meta_model(config).eval()
         window = config.training_window
         rows.append(
             [
-                f"`{preset}`",
+                f"`{preset}`" if len(archs) == 1 else f"`{arch}`, `{preset}`",
                 f"{config.model.vocab_size:,}",
                 f"{sum(parameter.numel() for parameter in model.parameters()):,}",
                 f"{flops_per_token(model, window) / 1e6:,.4g} M",
@@ -71,9 +71,7 @@ def cost(arch: str) -> str:
                 memory(model),
             ]
         )
-    return markdown_table(
-        ["preset", "vocabulary", "parameters", "FLOPs of a token, forward", "in windows of", "memory, float32"], rows
-    )
+    return markdown_table(["preset", "vocabulary", "parameters", "FLOPs a token", "window", "memory"], rows)
 
 
 def picture(arch: str) -> str:
@@ -85,10 +83,10 @@ def picture(arch: str) -> str:
     return f'<figure><img src="{name}" alt="module tree of {title}, with shapes and parameters"></figure>'
 
 
-def measured(arch: str) -> str:
-    """The benchmark's rows of an architecture."""
+def measured(*archs: str) -> str:
+    """The benchmark's rows of these architectures."""
     rows = read_json(ROOT / "benchmarks" / "results" / "results.json")["rows"]
-    return table([row for row in rows if f": {arch}, " in row["what"]])
+    return table([row for row in rows if any(f": {arch}, " in row["what"] for arch in archs)])
 
 
 def departures() -> str:
