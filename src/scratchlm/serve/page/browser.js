@@ -8,7 +8,8 @@ import { tokenRow } from "./tokens.js";
 const KINDS = {
   encoder: ["Encoder", "Source tokens look at source tokens.", "looks at"],
   decoder: ["Decoder", "Each token looks at itself and those before it, to predict the next one.", "looks at"],
-  cross: ["Cross attention", "Each target token looks at the source, to predict the next; the first is <end>.", "looks at"],
+  cross: ["Cross attention", "Each target token looks at the source, to predict the next; the first is <end>.",
+    "looks at"],
   senses: ["Senses", "How much of each sense of each token goes into the prediction after a token.", "takes in"],
 };
 const MARKS = [[0, "0%"], [Math.sqrt(0.05), "5%"], [Math.sqrt(0.2), "20%"], [Math.sqrt(0.5), "50%"], [1, "100%"]];
