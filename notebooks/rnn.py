@@ -343,8 +343,8 @@ figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
 for label, losses in recalled.items():
     axes.plot(losses, label=label)
 axes.axhline(torch.tensor(8.0).log(), color="grey", linewidth=0.8, linestyle=":")
-axes.set(xlabel="step", ylabel="loss", title=f"say the first symbol after {WAIT} of noise", ylim=(0, 2.6))
-axes.legend(frameon=False, fontsize=8)
+axes.set(xlabel="step", ylabel="loss", title=f"say the first symbol after {WAIT} of noise", xlim=(-5, 320))
+axes.legend(frameon=False, fontsize=8, loc="center right")
 plt.show()
 
 # %% [markdown]

@@ -225,7 +225,7 @@ tokenizers = [BPETokenizer.train([training], vocab_size=256 + size, pattern="gpt
 def draw_pieces(panel, row, pieces, label):
     at = 0
     for number, piece in enumerate(pieces):
-        panel.add_patch(plt.Rectangle((at, row + 0.1), len(piece), 0.8, color=plt.cm.Pastel1(number % 9)))
+        panel.add_patch(plt.Rectangle((at + 0.06, row + 0.1), len(piece) - 0.12, 0.8, color=plt.cm.Pastel1(number % 9)))
         for character in piece:
             panel.text(at + 0.5, row + 0.5, character.replace(" ", "·"), ha="center", va="center", family="monospace")
             at += 1
@@ -259,24 +259,27 @@ for word in (" shall", " noble", " Gloucester", "ROMEO"):
 
 # %% [markdown]
 # **What it buys.** The more merges, the fewer tokens for the same text, so the further a model with a given context
-# sees. But each doubling buys less, and merges learned by heart from the training text help the unseen text little.
+# sees. From a few hundred merges on, the two curves part: what is merged then are the names and words of the training
+# text, and another text has others.
 
 # %%
 figure, panel = plt.subplots(figsize=(5, 2.8), layout="constrained")
 for name, part in (("training text", training), ("unseen text", unseen)):
     panel.plot(
-        [max(size, 10) for size in sizes],
+        sizes,
         [len(part.encode()) / len(t.encode(part)) for t in tokenizers],
         "o-",
         label=name,
     )
-panel.set(xscale="log", xlabel="merges (0 at the left)", ylabel="bytes in a token")
+panel.set_xscale("symlog", linthresh=30)
+panel.set(xlabel="merges", ylabel="bytes in a token")
 panel.legend()
 plt.show()
 
 # %% [markdown]
-# **A fairer alphabet.** The most frequent byte is the space, the rarest are hardly ever there. Merging takes from the
-# frequent and gives to new tokens, so the curve gets flatter: each token of a larger vocabulary says about as much.
+# **A fairer alphabet.** Of 256 bytes a few make up most of the text, and most never come. Merging takes from the
+# frequent ones, so three hundred merges share out the text more evenly. But three thousand have a long tail: tokens
+# that come ten times in the whole text, of which a model can learn little.
 
 # %%
 figure, panel = plt.subplots(figsize=(5, 2.8), layout="constrained")
@@ -453,26 +456,26 @@ for example in (line, "naïve 東京 🙂", ""):
 print("right")
 
 # %% [markdown]
-# **2.** Write `shortest(token_count)`: how many bytes must a text have at least that becomes so many tokens? And is
-# there a longest? Set `is_bounded`.
+# **2.** Write `depth(token)`: how many merges stand one inside the other in a token of `largest`; 0 for a single byte.
+# (`largest.halves(token)` says what was merged.)
 
 # %% cellView="form" jupyter={"source_hidden": true}
 # @title Answer 2
 
 
-def shortest(token_count):
-    return token_count  # each token is one byte or more
+def depth(token):
+    halves = largest.halves(token)
+    return 0 if halves is None else 1 + max(map(depth, halves))
 
-
-is_bounded = True  # so many times the longest token's bytes
 
 # %%
-# your own `shortest` and `is_bounded`
+# your own `depth`
 
 # %%
-assert shortest(12) == 12
-assert is_bounded is (largest.token_lengths().max() < math.inf)
-print(f"right; the longest token here has {largest.token_lengths().max()} bytes")
+assert [depth(token) for token in largest.encode(" shall ROMEO")] == [3] + [depth(t) for t in largest.encode(" ROMEO")]
+deepest = max(range(largest.vocab_size), key=depth)
+assert depth(deepest) == max(itertools.accumulate({"(": 1, ")": -1}.get(mark, 0) for mark in tree(deepest)))
+print(f"right; the deepest is {tree(deepest)}")
 
 # %% [markdown]
 # **3.** A larger vocabulary costs parameters: the table has one row of D numbers a token. Which share of GPT-2's

@@ -22,6 +22,7 @@ TINY = [*BRIEF, "--model.dim=16", "--model.depth=1"]
 PAIRS = {"cmudict", "cmudict-stress", "bible-de-en"}
 TEXTS = {"shakespeare", "shakespeare-tiny", "tinyshakespeare"}
 BUDGET = {"params": "params=100k,tokens=2k", "trunk": "trunk=100k,tokens=2k"}
+SMALL = "params=200k"  # is small as it is, and all architectures have a shape of it
 KINGS = (
     "My love, the king is dead, said the guard; he or she. I would that thou art night and father. "
     "The crown of England, the sea, ship, wind, water, shore, and blood. To be, or not to be: king thou England.\n"
@@ -145,7 +146,8 @@ class Desk:
             words[words.index("--steps") + 1] = "6"
         if words[0] == "compare":
             at = words.index("--budget") + 1
-            words[at] = BUDGET[words[at].partition("=")[0]]
+            small = words[at].startswith(SMALL)
+            words[at] = f"{SMALL},tokens=2k" if small else BUDGET[words[at].partition("=")[0]]
             small = ["--batch-size=4", "--device=cpu", *([] if "--window" in given else ["--window=16"])]
             return [*words, *small, *([] if "--data" in given else ["--data=my.txt"])]
         if words[:2] == ["data", "prepare"]:

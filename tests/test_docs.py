@@ -40,7 +40,13 @@ NOT_HERE = {
     "--nproc 8 --shard": "needs several processes: tests/test_distribution.py trains so",
 }
 # what takes more than a few seconds: page -> a word of its fence
-SLOW = [("compare.md", "compare"), ("backpack.md", "compare"), ("exchange.md", "gpt-onnx"), ("speedrun.md", "train")]
+SLOW = [
+    ("compare.md", "compare"),
+    ("backpack.md", "compare"),
+    ("exchange.md", "gpt-onnx"),
+    ("speedrun.md", "train"),
+    ("gallery.md", "compare"),
+]
 
 
 def slow(fence):

@@ -70,7 +70,8 @@ def test_the_index_names_them_all():
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_a_notebook_runs(source):
+def test_a_notebook_runs(source, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = jupytext.read(source)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(OFFLINE))
     place = {"metadata": {"path": str(FOLDER)}}

@@ -65,12 +65,12 @@ class Served:
 
 
 @contextmanager
-def serving(*folders: Path) -> Iterator[Served]:
+def serving(*folders: Path, token: str | None = None) -> Iterator[Served]:
     """The server in a thread of its own."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     runs = [Run(id_, str(folder), "last", "cpu") for id_, folder in zip("ab", folders, strict=False)]
-    app, desk = create_app(runs, Door(host="127.0.0.1", port=port))
+    app, desk = create_app(runs, Door(host="127.0.0.1", port=port, token=token))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -181,7 +181,7 @@ def no_wider_than_the_window(page: Page) -> bool:
 
 def percent(share: float) -> str:
     """As the page writes it."""
-    return f"{100 * share:#.{2 if share < 0.0995 else 3}g}%"
+    return f"{100 * share:#.2g}%" if share < 0.01 else f"{100 * share:.1f}%"
 
 
 def tokens_of(folder: Path, text: str):
@@ -299,9 +299,10 @@ def test_the_keyboard_alone_is_enough(visit, alone):
     page.keyboard.press("Control+Enter")
     expect(page.get_by_text("100 tokens in")).to_be_visible()
     tab_to("option")
+    box = page.get_by_role("group", name="Instead of")
+    expect(box).to_be_visible()
     for _ in range(3):
         page.keyboard.press("ArrowRight")
-    box = page.get_by_role("group", name="Instead of")
     expect(box).to_be_visible()
     page.keyboard.press("Enter")
     page.keyboard.press("ArrowDown")
@@ -488,6 +489,39 @@ def test_a_run_that_is_still_training(visit, tmp_path):
         expect(page.locator("[data-status=ready]")).to_have_count(1)
         page.get_by_role("tab", name="Write").click()
         expect(page.get_by_text("100 tokens in")).to_be_visible()
+
+
+def test_the_band_that_is_expected(visit, alone):
+    page = visit(alone, ready=False)
+    lines = [{"step": step, "loss": 4.0 - step, "tokens": step, "val_loss": 4.1 - step} for step in (1, 2, 3)]
+    band = {"step": [1, 3], "low": [2.0, 0.5], "high": [3.5, 1.5]}
+    told = {"lines": lines, "training": False, "steps": 4, "best": lines[-1], "band": band}
+    page.route("**/api/curve*", lambda route: route.fulfill(json=told))
+    page.get_by_role("tab", name="Curve").click()
+    expect(page.get_by_text("expected of this preset")).to_be_visible()
+    expect(page.get_by_text("Best validation loss 1.1, at step 3.")).to_be_visible()
+    assert page.locator(".chart .band").get_attribute("d").count("L") == 3
+    page.get_by_text("The evaluations as a table").click()
+    expect(page.get_by_role("row")).to_have_count(4)
+    page.locator(".chart").hover()
+    expect(page.get_by_text("At step 2, training 2, validation 2.1")).to_be_visible()
+
+
+def test_a_token_opens_and_a_newer_checkpoint_is_offered(visit, folders, tmp_path):
+    folder = Path(shutil.copytree(folders["gpt"], tmp_path / "gpt", symlinks=True))
+    (folder / "checkpoints/step_000009").mkdir()
+    with serving(folder, token="open-sesame") as served:
+        page = visit(served, ready=False)
+        expect(page.get_by_role("alert")).to_contain_text("The server wants a token")
+        page.goto(f"{served.url}?token=open-sesame#pieces")
+        expect(page.locator("[data-status=ready]")).to_have_count(1)
+        assert page.url == f"{served.url}#pieces"  # nobody copies the token with the address
+        page.reload()
+        with page.expect_response("**/api/reload") as answer:
+            page.get_by_role("button", name="Load step 9").click()
+        assert answer.value.request.headers["authorization"] == "Bearer open-sesame"
+        page.get_by_role("tab", name="Write").click()
+        write(page)
 
 
 def test_the_page_is_there_before_the_weights(visit, folders, monkeypatch):

@@ -18,10 +18,10 @@ _END = object()
 
 
 class _Worked(Response):
-    """An answer out of a generator that the worker is asked to advance; whoever leaves ends it.
+    """An answer out of a generator that the worker is asked to advance, token by token; whoever leaves ends it.
 
-    It is in a turn, which it gives away at its end. Each event is computed once the one before has been sent, so that
-    nothing is computed that nobody takes.
+    Where that gives nothing, there is nothing to be said yet. The answer is in a turn, which it gives away at its end.
+    Each event is computed once the one before has been sent, so that nothing is computed that nobody takes.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class EventStream(_Worked):
                 if self._waiting is not None:
                     yield _event(self._waiting(before))
             while (event := await self._next()) is not _END:
-                yield _event(event)
+                if event is not None:
+                    yield _event(event)
         except (ValueError, ClosingError) as error:
             yield _event(self._failed(str(error)))
         except Exception:

@@ -23,9 +23,8 @@ from scratchlm.serve.runs import NotReadyError, Run
 from scratchlm.serve.turns import BusyError, ClosingError, Turns, Worker
 
 PAGE = Path(__file__).parent / "page"
-HEAD_START = (
-    0.3  # seconds for a page to be fetched: while torch's libraries are linked, Python's other threads stand still
-)
+# seconds for a page to be fetched before torch is loaded: while its libraries are linked, all threads stand still
+HEAD_START = 0.3
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 

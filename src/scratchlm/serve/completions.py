@@ -1,7 +1,7 @@
 """What OpenAI's clients ask: /v1/models and /v1/completions, in the shapes of that interface.
 
 Where it departs: a text beyond the model's context slides on from the newest half of it, fields that mean nothing here
-are refused, and a prompt is text, not ids. Called by one thread alone, but for `answer`.
+are refused, and a prompt is text, not ids. Called by one thread alone.
 """
 
 import time
@@ -105,8 +105,8 @@ class Completion:
         total = self.prompt_tokens + written
         return {"prompt_tokens": self.prompt_tokens, "completion_tokens": written, "total_tokens": total}
 
-    def parts(self) -> Generator[tuple[int, Chunk], None, None]:
-        """(choice, part of its text), as they come."""
+    def parts(self) -> Generator[tuple[int, Chunk | None], None, None]:
+        """(choice, part of its text), as they come; none for a token that shows no text yet, or none any more."""
         if self.asked.echo:
             for index, choice in enumerate(self.choices):
                 yield index, choice.echo()
@@ -124,19 +124,16 @@ class Completion:
         )
         for index, token in drawn:
             choice = self.choices[index]
-            if choice.stop.stopped:
-                continue
-            if (part := choice.push(token, drawn_from[index])) is not None:
-                yield index, part
+            yield index, None if choice.stop.stopped else choice.push(token, drawn_from[index])
             if all(choice.stop.stopped for choice in self.choices):
                 break
         for index, choice in enumerate(self.choices):
             yield index, choice.end(self.most)
 
-    def streamed(self) -> Generator[Chunk, None, None]:
+    def streamed(self) -> Generator[Chunk | None, None, None]:
         """Each part as OpenAI's stream has it."""
         for index, part in self.parts():
-            yield {**self.head, "choices": [{"index": index, **part}]}
+            yield None if part is None else {**self.head, "choices": [{"index": index, **part}]}
         if self.asked.stream_options is not None and self.asked.stream_options.include_usage:
             yield {**self.head, "choices": [], "usage": self.usage}
 
@@ -144,7 +141,8 @@ class Completion:
         """All parts in one, at the end; nothing before it, so that others have their turns between tokens."""
         parts: list[list[Chunk]] = [[] for _ in self.choices]
         for index, part in self.parts():
-            parts[index].append(part)
+            if part is not None:
+                parts[index].append(part)
             yield None
         choices = []
         for index, of_one in enumerate(parts):

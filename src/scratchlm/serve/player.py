@@ -143,14 +143,12 @@ class Player:
 
     def scored(self, token: int, logits: Tensor, alternatives: int) -> dict[str, Any]:
         """A token with its probability, and the most probable ones in its place. Shapes: logits (V,)."""
-        logarithms = logits.double().log_softmax(-1)
-        probabilities = logarithms.exp()
-        entropy = -(probabilities * logarithms).nan_to_num(0.0).sum().item()
+        probabilities = logits.double().softmax(-1)
         return {
             "id": token,
             "label": self.labels([token])[0],
             "probability": probabilities[token].item(),
-            "entropy": entropy,
+            "entropy": torch.special.entr(probabilities).sum().item(),
             "alternatives": self.top(probabilities, alternatives),
         }
 
@@ -209,11 +207,11 @@ class Player:
 
 def _example(run: RunFolder) -> str | None:
     """A text of the kind that a run has learned from, out of its validation split; none where that is not at hand."""
-    files = (run.path / "data").glob("*")
-    if not run.has_text or sum(file.stat().st_size for file in files) > MOST_DATA:
+    config, files = run.config(), (run.path / "data").glob("*")
+    if not run.has_text or config.prepared is not None or sum(file.stat().st_size for file in files) > MOST_DATA:
         return None
     try:
-        if run.config().pairs:
+        if config.pairs:
             return run.tokenizer().source.decode(run.pairs()["validation"].source(0).tolist()).strip()
         split = run.splits()["validation"]
         text = run.tokenizer().decode(split.windows(np.array([0]), min(200, len(split)))[0].tolist())

@@ -12,7 +12,7 @@ MOST_ROWS = 8  # texts that one completion writes
 
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-Temperature = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
@@ -119,4 +119,4 @@ def in_words(errors: Sequence[Mapping[str, Any]]) -> str:
             return "the body is no JSON"
         place = ".".join(map(str, error["loc"][1:])) or "the body"
         said.append(f"{place}: {'is an unknown field' if error['type'] == 'extra_forbidden' else error['msg']}")
-    return "; ".join(said).encode("utf-8", "backslashreplace").decode()
+    return "; ".join(said)

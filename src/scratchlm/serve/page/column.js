@@ -1,7 +1,7 @@
 // One model's text in Write: it streams, its tokens are shaded, and it goes on from any of them.
 
 import { alternatives } from "./alternatives.js";
-import { aborted, events, Failure, inWords } from "./api.js";
+import { aborted, events, Failure, inWords } from "./asking.js";
 import { h, many, notice, number, percent, visible } from "./dom.js";
 import { roving } from "./roving.js";
 
@@ -31,7 +31,7 @@ export function column(page, runId) {
   const paper = h("div", { class: "paper" }, stream);
   const element = h("section", { class: "column" }, heading, message.element, paper, figures,
     h("div", { class: "buttons" }, more, undo, take));
-  const box = alternatives(paper, choose, (at) => list.children[at]?.focus());
+  const box = alternatives(paper, choose, (at) => focus(at));
   paper.append(box.element);
 
   let tokens = [];
@@ -49,6 +49,20 @@ export function column(page, runId) {
   };
   const leave = () => (box.isOpen() ? box.hide() : stop());
   const widget = roving(list, "option", { move: show, keys: { Enter: enter, ArrowDown: enter, Escape: leave } });
+  let returning = false; // to a token from its box, which shall not open again
+
+  function focus(at) {
+    returning = true;
+    list.children[at]?.focus();
+    returning = false;
+  }
+
+  list.addEventListener("focusin", ({ target }) => {
+    if (!returning && target.matches(":focus-visible")) show([...list.children].indexOf(target), target);
+  });
+  paper.addEventListener("focusout", (event) => {
+    if (event.relatedTarget && !paper.contains(event.relatedTarget)) box.hide();
+  });
   list.addEventListener("pointerover", (event) => {
     const at = [...list.children].indexOf(event.target.closest("[role=option]"));
     if (event.pointerType === "mouse" && at >= 0) box.hover(at, tokens[at], list.children[at]);
@@ -100,7 +114,7 @@ export function column(page, runId) {
   function choose(index, alternative) {
     const chosen = { ...tokens[index], ...alternative, chosen: true };
     write([...tokens.slice(0, index), chosen]);
-    list.children[index]?.focus();
+    focus(index);
   }
 
   /** Read the prompt and these tokens, and go on. Without tokens: from what stands in the box above. */
@@ -171,7 +185,7 @@ export function column(page, runId) {
       put(event.continuation.map((token, index) => ({ ...token, chosen: chosen[index] })), shown.prompt);
       if (focused >= 0) {
         widget.go(list.children[focused]);
-        list.children[focused].focus();
+        focus(focused);
       }
     }
   }
@@ -190,6 +204,7 @@ export function column(page, runId) {
       heading.textContent = page.name(run());
       buttons();
     },
+    open: () => box.isOpen(),
     hide: () => box.hide(),
   };
 }

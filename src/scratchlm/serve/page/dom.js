@@ -42,7 +42,7 @@ export function percent(share) {
   if (share === 0 || share === 1) return `${100 * share}%`;
   if (share < 0.0001) return "<0.01%";
   if (share > 0.999) return ">99.9%";
-  return `${(100 * share).toPrecision(share < 0.0995 ? 2 : 3)}%`;
+  return `${share < 0.01 ? (100 * share).toPrecision(2) : (100 * share).toFixed(1)}%`;
 }
 
 export const number = (value, digits = 3) =>

@@ -1,6 +1,6 @@
 // What the views that look into one text share: asking again when it changes, one question at a time.
 
-import { aborted, ask, inWords } from "./api.js";
+import { aborted, ask, inWords } from "./asking.js";
 import { h, notice } from "./dom.js";
 
 /**

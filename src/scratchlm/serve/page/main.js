@@ -56,6 +56,7 @@ const served = models($("runs"), $("server"), (runs) => {
   document.title = `${runs.map(page.name).join(" and ")} – scratchlm play`;
   const there = VIEWS.filter((view) => page.runsOf(view.needs).length);
   const ids = there.map((view) => view.id).join(" ");
+  $("ask").hidden = !there.length || shown?.label === null;
   if (tabs.dataset.views !== ids) {
     tabs.dataset.views = ids;
     const focused = tabs.contains(document.activeElement);

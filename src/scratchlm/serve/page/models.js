@@ -1,6 +1,6 @@
 // The models that are served: what is known of them, when they are ready, and how the top of the page says so.
 
-import { ask, Failure, inWords } from "./api.js";
+import { ask, Failure, inWords } from "./asking.js";
 import { count, h, notice, number, visible } from "./dom.js";
 
 const PAUSES = { loading: 500, waiting: 2000, training: 3000, else: 10000 }; // milliseconds between two questions
@@ -50,13 +50,15 @@ export function models(list, trouble, changed) {
       run.context ? `context ${count(run.context)}` : null,
       run.device ? visible(run.device) : null,
     ].filter(Boolean);
+    const failed = run.status === "failed";
     const fresh = run.status === "ready" && run.newest > run.step;
     return h("li", { class: "run" },
       h("span", { class: "who" }, h("strong", { title: visible(run.name) }, name(run)),
         h("span", { class: "pill", "data-status": run.status }, STATUS[run.status] ?? visible(run.status)),
         run.training ? h("span", { class: "pill", "data-status": "training" }, "training") : null),
       h("span", { class: "facts" }, facts.join(" · ")),
-      run.message ? h("span", { class: "facts" }, visible(run.message)) : null,
+      run.message ? h("span", failed ? { class: "notice failed", role: "alert" } : { class: "facts" },
+        visible(run.message)) : null,
       run.note ? h("span", { class: "base" }, visible(run.note)) : null,
       fresh ? h("button", { type: "button", onclick: () => reload(run) }, `Load step ${count(run.newest)}`) : null);
   }

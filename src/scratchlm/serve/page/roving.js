@@ -22,6 +22,7 @@ export function roving(container, role, { move = () => {}, pick = () => {}, keys
     const at = items.indexOf(now);
     if (keys[event.key]) {
       event.preventDefault();
+      event.stopPropagation();
       keys[event.key](at, now);
       return;
     }

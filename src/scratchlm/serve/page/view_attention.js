@@ -17,7 +17,7 @@ export function create(page) {
   const field = h("div", { class: "field", hidden: true },
     h("label", { for: "target" }, "Target (left empty: what the model itself writes)"), target);
   const view = looking(page, "/api/attention", {
-    about: "Where each head of each layer looks while it reads the text. Deeper colour is more weight; the weights " +
+    about: "Where each head of each layer looks while it reads the text. Stronger colour is more weight; the weights " +
       "of a row sum to 100%. Choose a head to see it large.",
     content: h("div", {}, note, heads.element),
     question: () => (page.run.pairs && target.value ? { target: target.value } : {}),

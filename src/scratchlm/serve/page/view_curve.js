@@ -1,6 +1,6 @@
 // Curve: how the loss fell, or is falling now.
 
-import { aborted, ask, inWords } from "./api.js";
+import { aborted, ask, inWords } from "./asking.js";
 import { count, h, notice, number, svg } from "./dom.js";
 
 export const id = "curve";

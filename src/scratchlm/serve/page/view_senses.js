@@ -1,6 +1,6 @@
 // Senses: what each sense of a token does, and a slider for each that changes the next word at once.
 
-import { aborted, ask, inWords } from "./api.js";
+import { aborted, ask, inWords } from "./asking.js";
 import { changedBars } from "./bars.js";
 import { h, notice, number, percent, quoted, short } from "./dom.js";
 import { cutNote, looking } from "./looking.js";
@@ -25,7 +25,9 @@ export function create(page) {
   const reset = h("button", { type: "button", onclick: forget }, "Set all back to 1");
   const write = h("button", { type: "button", onclick: () => page.open("write") }, "Write with these senses");
   const effect = h("section", { class: "effect", "aria-label": "The next token" }, h("h3", {}, "The next token"),
-    changed, failed.element, next.element, h("div", { class: "buttons" }, reset, write));
+    changed, h("p", { class: "legend" }, h("span", { class: "key before" }, "before"),
+      h("span", { class: "key after" }, "after")),
+    failed.element, next.element, h("div", { class: "buttons" }, reset, write));
   const content = h("div", {}, note, row.element,
     h("div", { class: "two" }, h("section", { "aria-label": "Senses" }, heading, list), effect));
   let position = null; // null: the last
@@ -41,22 +43,25 @@ export function create(page) {
     moved = true;
     if (steering) return;
     steering = true;
+    while (moved) {
+      moved = false;
+      flight = new AbortController();
+      await answered(flight.signal);
+    }
+    steering = false;
+  }
+
+  async function answered(signal) {
+    const run = page.run;
+    const changes = page.changes(run);
+    tell(changes);
     try {
-      while (moved) {
-        moved = false;
-        const run = page.run;
-        const changes = page.changes(run);
-        tell(changes);
-        flight = new AbortController();
-        const question = { run: run.id, text: page.text, changes: changes.map(({ label: _, ...change }) => change) };
-        const { before, after } = await ask("/api/steer", question, flight.signal);
-        failed.clear();
-        next.set(before, after);
-      }
+      const question = { run: run.id, text: page.text, changes: changes.map(({ label: _, ...change }) => change) };
+      const { before, after } = await ask("/api/steer", question, signal);
+      failed.clear();
+      next.set(before, after);
     } catch (error) {
       if (!aborted(error)) failed.fail(inWords(error));
-    } finally {
-      steering = false;
     }
   }
 

@@ -1,6 +1,6 @@
 // Translate: a source, its beams, and where the best of them looked.
 
-import { aborted, ask, inWords } from "./api.js";
+import { aborted, ask, inWords } from "./asking.js";
 import { headBrowser } from "./browser.js";
 import { h, many, notice, visible } from "./dom.js";
 

@@ -86,6 +86,13 @@ export function create(page) {
     page.changed();
   }
 
+  /** The Escape key closes what is open, and stops where nothing is. */
+  function escape() {
+    const opened = [...columns.values()].filter((one) => one.open());
+    for (const one of opened) one.hide();
+    if (!opened.length) stop();
+  }
+
   function refresh() {
     for (const run of page.runsOf("generate")) {
       if (!columns.has(run.id)) {
@@ -111,5 +118,5 @@ export function create(page) {
     form, problem, steered, legend, grid,
     h("p", { class: "note keys" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"), " continues, ", h("kbd", {}, "Esc"),
       " stops, arrow keys move among the tokens, ", h("kbd", {}, "Enter"), " opens one."));
-  return { element, refresh, submit: start, escape: stop, leave: () => columns.forEach((one) => one.hide()) };
+  return { element, refresh, submit: start, escape, leave: () => columns.forEach((one) => one.hide()) };
 }
