@@ -12,15 +12,13 @@ function mend(search) {
   for (const one of search.querySelectorAll("div:has(> div > h3)")) one.tabIndex = 0;
 }
 
-// the theme draws its search after the page, into a root of its own, and wraps each table
-const drawing = new MutationObserver(() => {
-  for (const one of document.querySelectorAll("body > div")) {
-    if (one.shadowRoot && !one.dataset.mended) {
-      one.dataset.mended = "yes";
-      new MutationObserver(() => mend(one.shadowRoot)).observe(one.shadowRoot, { childList: true, subtree: true });
-      mend(one.shadowRoot);
-    }
-  }
+// the theme draws its search some time after the page, into a root of its own, and wraps tables that scroll
+const waiting = setInterval(() => {
+  const search = [...document.querySelectorAll("body > div")].find((one) => one.shadowRoot);
+  if (!search) return;
+  clearInterval(waiting);
+  new MutationObserver(() => mend(search.shadowRoot)).observe(search.shadowRoot, { childList: true, subtree: true });
+  mend(search.shadowRoot);
   for (const one of document.querySelectorAll(".md-typeset__scrollwrap")) one.tabIndex = 0;
-});
-drawing.observe(document.body, { childList: true, subtree: true });
+  document.body.dataset.mended = "yes";
+}, 50);

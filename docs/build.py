@@ -26,10 +26,6 @@ ELSEWHERE = {
     "benchmarks/results/table.md": "benchmark-table.md",
     "docs/README.md": "index.md",
 }
-# what another page's branch brings; here until it is merged
-NOT_YET = {
-    path for path in ("docs/images/play-write.png", "docs/images/play-attention.png") if not (ROOT / path).exists()
-}
 FENCE = re.compile(r"^(?P<fence>`{3,})(?P<language>\w*)[^\n]*\n(?P<code>.*?)^(?P=fence)[ ]*$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?P<label>!?\[(?:[^\[\]]|\[[^\[\]]*\]\([^()]*\))*\])\((?P<target>[^()\s]+)\)")
 COMMENT = re.compile(r"^<!-- site: (?P<name>[\w-]+)(?P<arguments>[^\n]*) -->$", re.MULTILINE)
@@ -122,8 +118,6 @@ class Site:
             if found is None:
                 return match.group()
             path, anchor = found
-            if path in NOT_YET:
-                return ""
             if not (ROOT / path).is_file():
                 raise ValueError(f"{page} links to {match['target']}, which is not there")
             self.wanted.append(path)
@@ -164,8 +158,6 @@ def write_pages() -> None:
         site.write(page, title + text)
     for page, made in parts.MADE.items():
         (PAGES / page).write_text(made(), encoding="utf-8")
-    if not (PAGES / "gallery.md").exists():
-        (PAGES / "gallery.md").write_text("# Gallery\n\nThis page is being written.\n", encoding="utf-8")
     site.write_sources()
 
 

@@ -89,6 +89,24 @@ def measured(*archs: str) -> str:
     return table([row for row in rows if any(f": {arch}, " in row["what"] for arch in archs)])
 
 
+def compared(*archs: str) -> str:
+    """Where these architectures are among all, at one budget: the gallery's comparison."""
+    rows = []
+    for row in read_json(ROOT / "docs" / "gallery" / "results.json")["rows"]:
+        name, longest = row["architecture"], row["state_bytes"][-1]
+        rows.append(
+            [
+                f"**{name}**" if name in archs else name,
+                f"{row['parameters']:,}",
+                f"{row['validation']['nats_per_token']:.3f}",
+                f"{row['test']['nats_per_token']:.3f}",
+                f"{longest['bytes']:,} bytes after {longest['tokens']:,} tokens",
+            ]
+        )
+    head = ["at one budget", "parameters", "validation, nats per token", "test", "memory"]
+    return f"[The gallery](gallery.md) says how this was made.\n\n{markdown_table(head, rows)}"
+
+
 def departures() -> str:
     """Where each architecture follows its paper and where not, out of the modules' docstrings."""
     rows = []
@@ -189,7 +207,7 @@ def api_parts() -> str:
 
 
 ANYWHERE: dict[str, Callable[..., str]] = {
-    "cost": cost, "departures": departures, "measured": measured, "picture": picture,
+    "compared": compared, "cost": cost, "departures": departures, "measured": measured, "picture": picture,
 }  # fmt: skip
 MADE: dict[str, Callable[[], str]] = {
     "api.md": api, "api-models.md": api_models, "api-parts.md": api_parts, "commands.md": commands, "train.md": train,
