@@ -4,6 +4,7 @@ A page has a part where it says `<!-- site: NAME ARGUMENTS -->`, which is nothin
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,7 @@ def measured(*archs: str) -> str:
 def compared(*archs: str) -> str:
     """Where these architectures are among all, at one budget: the gallery's comparison."""
     rows = []
-    for row in read_json(ROOT / "docs" / "gallery" / "results.json")["rows"]:
+    for row in json.loads((ROOT / "docs" / "gallery" / "results.json").read_text(encoding="utf-8"))["rows"]:
         name, longest = row["architecture"], row["state_bytes"][-1]
         rows.append(
             [

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import re
 import shutil
 import subprocess
@@ -137,7 +138,7 @@ def test_figures_in_prose_are_those_of_the_results():
     assert float(told) == pytest.approx(share, abs=0.05)
     losses = {
         row["architecture"]: row["validation"]["nats_per_token"]
-        for row in read_json(ROOT / "docs" / "gallery" / "results.json")["rows"]
+        for row in json.loads((ROOT / "docs" / "gallery" / "results.json").read_text(encoding="utf-8"))["rows"]
     }
     # docs/rnn.md, cnn.md and backpack.md: below a GPT of the same size; of characters the Backpack is not
     assert max(losses[name] for name in ("rnn", "lstm", "gru", "cnn")) < losses["gpt"] < losses["backpack"]
