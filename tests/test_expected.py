@@ -176,7 +176,8 @@ def test_the_picture_has_the_band_as_far_as_the_run_came():
     metrics = [{"step": step, "loss": 2.0, "tokens": 1000 * step, "val_loss": 2.0, "val_bits_per_byte": 2.9}
                for step in range(1, 11)]  # fmt: skip
     (axes,) = loss_figure(metrics, "a run", [(2, 1.9, 2.1), (10, 1.8, 2.0), (20, 1.7, 1.9)]).axes
-    (band,) = axes.collections
+    band, measured_steps = axes.collections
+    assert len(measured_steps.get_segments()) == 2, "a single step is to be seen as well"
     corners = band.get_paths()[0].vertices
     assert corners[:, 0].min() == pytest.approx(0.002)
     assert corners[:, 0].max() == pytest.approx(0.010)

@@ -39,15 +39,10 @@ def loss_figure(metrics: Sequence[dict[str, Any]], title: str, expected: Expecta
     steps = [line["step"] for line in metrics]
     if band := [one for one in expected if steps and one[0] <= steps[-1]]:
         at = np.interp([step for step, _, _ in band], steps, millions)
-        axes.fill_between(
-            at,
-            [low for _, low, _ in band],
-            [high for _, _, high in band],
-            color=VALIDATION,
-            alpha=0.18,
-            linewidth=0,
-            label=f"validation, expected to step {band[-1][0]:,}",
-        )
+        lows, highs = [low for _, low, _ in band], [high for _, _, high in band]
+        label = f"validation, expected to step {band[-1][0]:,}"
+        axes.fill_between(at, lows, highs, color=VALIDATION, alpha=0.18, linewidth=0, label=label)
+        axes.vlines(at, lows, highs, color=VALIDATION, alpha=0.35, linewidth=4)  # a band of one step has no width
     axes.plot(millions, [line["loss"] for line in metrics], color=TRAINING, linewidth=1, label="training")
     scored = [line for line in metrics if "val_loss" in line]
     if scored:
