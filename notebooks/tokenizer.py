@@ -36,7 +36,7 @@ root = next((folder for folder in [Path.cwd(), *Path.cwd().parents] if (folder /
 if root is None:
     root = Path("scratchlm").resolve()
     subprocess.run(["git", "clone", "--depth=1", REPOSITORY, root], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "hypothesis", "-e", root], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "hypothesis", "pytest", "-e", root], check=True)
 sys.path += [str(root / "src"), str(root / "tests")]
 
 # %%
@@ -279,7 +279,7 @@ plt.show()
 # %% [markdown]
 # **A fairer alphabet.** Of 256 bytes a few make up most of the text, and most never come. Merging takes from the
 # frequent ones, so three hundred merges share out the text more evenly. But three thousand have a long tail: tokens
-# that come ten times in the whole text, of which a model can learn little.
+# that come only a few times in all, of which a model can learn little.
 
 # %%
 figure, panel = plt.subplots(figsize=(5, 2.8), layout="constrained")

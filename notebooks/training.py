@@ -36,7 +36,7 @@ root = next((folder for folder in [Path.cwd(), *Path.cwd().parents] if (folder /
 if root is None:
     root = Path("scratchlm").resolve()
     subprocess.run(["git", "clone", "--depth=1", REPOSITORY, root], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "hypothesis", "-e", root], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "hypothesis", "pytest", "-e", root], check=True)
 sys.path += [str(root / "src"), str(root / "tests")]
 
 # %%

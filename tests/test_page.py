@@ -65,12 +65,12 @@ class Served:
 
 
 @contextmanager
-def serving(*folders: Path, token: str | None = None) -> Iterator[Served]:
+def serving(*folders: Path, token: str | None = None, concurrent: int = 4) -> Iterator[Served]:
     """The server in a thread of its own."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
     runs = [Run(id_, str(folder), "last", "cpu") for id_, folder in zip("ab", folders, strict=False)]
-    app, desk = create_app(runs, Door(host="127.0.0.1", port=port, token=token))
+    app, desk = create_app(runs, Door(host="127.0.0.1", port=port, token=token), concurrent=concurrent)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
@@ -276,6 +276,22 @@ def test_two_models_and_two_tabs(visit, servers):
             assert column.locator(".run-name").inner_text().endswith(name)
             assert column.locator(".prompt").text_content() == prompt
             expect(column.get_by_role("option")).to_have_count(60)
+
+
+def test_a_tab_waits_for_its_turn(visit, folders):
+    with serving(folders["gpt"], concurrent=1) as served:
+        first = visit(served)
+        second = visit(served, beside=first)
+        for page, tokens in ((first, 1000), (second, 5)):
+            page.get_by_label("Prompt").fill(PROMPT)
+            page.get_by_label("Tokens", exact=True).fill(str(tokens))
+            page.get_by_role("button", name="Continue the text").click()
+            if page is first:
+                expect(page.get_by_role("option").first).to_be_visible()
+        expect(second.get_by_text("1 other before this one; it starts by itself.")).to_be_visible()
+        first.keyboard.press("Escape")
+        expect(second.get_by_text("5 tokens in")).to_be_visible()
+        expect(first.get_by_text("tokens, stopped")).to_be_visible()
 
 
 def test_the_keyboard_alone_is_enough(visit, alone):

@@ -114,6 +114,16 @@ def test_it_plays_until_it_is_interrupted(folder, loopback):
     assert (process.returncode, said) == (130, "")
 
 
+def test_it_is_interrupted_while_torch_is_imported(folder):
+    """Which nothing else can interrupt."""
+    with playing(folder) as (url, process):
+        time.sleep(0.6)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)
+    assert url.startswith("http")
+    assert (process.returncode, said[1]) == (130, "")
+
+
 def test_other_machines_are_let_in_with_a_token(folder, loopback):
     with playing(folder, "--host", "0.0.0.0", "--allow-remote") as (url, _):
         (port, token) = re.fullmatch(r"http://[^/]+:(\d+)/\?token=([\w-]{22})", url).groups()

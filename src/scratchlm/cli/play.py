@@ -100,7 +100,12 @@ def command(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=1, ws="none"
     )
     try:
-        Server(config).run(sockets=[listening])  # which raises KeyboardInterrupt again once all is closed
+        Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:  # raised again once all is closed
+        if desk.worker.is_busy:  # as while torch is imported, for which a usual end would wait
+            sys.stdout.flush()
+            os._exit(130)
+        raise
     finally:
         desk.worker.close()
     return 0

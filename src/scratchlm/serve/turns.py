@@ -69,11 +69,18 @@ class Worker:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="models")
-        self._stopped = False
+        self._stopped, self._last = False, Future[Any]()
+        self._last.set_result(None)
 
     def submit(self, function: Any, *arguments: Any) -> Future[Any]:
         """Have the thread call this when it has done what it was given before."""
-        return self._pool.submit(function, *arguments)
+        self._last = self._pool.submit(function, *arguments)
+        return self._last
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being done, or waits for that."""
+        return not self._last.done()
 
     async def __call__(self, function: Any, *arguments: Any) -> Any:
         """What the function returns, called in the thread. Raises ClosingError once it has stopped."""

@@ -29,7 +29,8 @@ export function alternatives(host, pick, back) {
     element.setAttribute("aria-label", `Instead of ${quoted(token.label)}`);
     element.replaceChildren(
       h("p", {}, h("strong", { class: "model-text" }, quoted(token.label)), ` ${percent(token.probability)}, `,
-        h("span", { title: "0 nats: it was certain; the more, the more open" }, `entropy ${number(token.entropy, 2)} nats`)),
+        h("span", { title: "0 nats: it was certain; the more, the more open" },
+          `entropy ${number(token.entropy, 2)} nats`)),
       choices(token.alternatives, token.id, (one) => pick(at, one)));
     element.hidden = false;
     place(anchor);

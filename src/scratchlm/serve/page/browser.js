@@ -8,7 +8,8 @@ import { tokenRow } from "./tokens.js";
 const KINDS = {
   encoder: ["Encoder", "Source tokens look at source tokens.", "looks at"],
   decoder: ["Decoder", "Each token looks at itself and those before it, to predict the next one.", "looks at"],
-  cross: ["Cross attention", "Each target token looks at the source, to predict the next one; the target starts with <end>.", "looks at"],
+  cross: ["Cross attention", "Each target token looks at the source, to predict the next; the first is <end>.",
+    "looks at"],
   senses: ["Senses", "How much of each sense of each token goes into the prediction after a token.", "takes in"],
 };
 const MARKS = [[0, "0%"], [Math.sqrt(0.05), "5%"], [Math.sqrt(0.2), "20%"], [Math.sqrt(0.5), "50%"], [1, "100%"]];
@@ -119,7 +120,8 @@ export function headBrowser() {
         h("h3", {}, KINDS[kind][0]),
         given.layers.filter((layer) => layer.kind === kind).map((layer) => h("div", { class: "layer" },
           layer.layer === null ? null : h("p", {}, `layer ${layer.layer}`),
-          h("div", { class: "row" }, layer.heads.map((head) => thumbnail(layer, head))))))));
+          h("div", { class: layer.heads.length > 4 ? "row" : "row few" },
+            layer.heads.map((head) => thumbnail(layer, head))))))));
       paintAll();
       chosen = null;
       choose(Math.max(thumbnails.findIndex((one) => one.name === before), 0));

@@ -7,7 +7,8 @@ import { h, short } from "./dom.js";
  * What is drawn: `value(row, column)` from 0 to 1 (or -1 to 1 where `signed`), null where there is nothing to see;
  * `rows` and `columns` are labels; `says(row, column)` is the cell in words.
  * `square` cells are as high as wide.
- * @typedef {{rows: string[], columns: string[], value: Function, says: Function, signed?: boolean, square?: boolean}} Grid
+ * @typedef {{rows: string[], columns: string[], value: Function, says: Function, signed?: boolean,
+ *   square?: boolean}} Grid
  */
 
 /** Draw the numbers one pixel a cell. */

@@ -9,8 +9,10 @@ export const needs = "curve";
 export const label = null; // needs no text
 export const every = true; // a column for each model
 
-const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 16, 44];
-const HEADINGS = ["step", "tokens", "training, nats per token", "validation, nats per token", "bits per byte", "seconds"];
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 28, 16, 44];
+const HEADINGS = [
+  "step", "tokens", "training, nats per token", "validation, nats per token", "bits per byte", "seconds",
+];
 const QUICK = 2000; // milliseconds between two looks at a run that trains
 const SLOW = 5000; // at one that does not, as it may be resumed
 
@@ -62,7 +64,8 @@ function draw({ lines, band, steps }, width) {
     expected, marks,
     training.length ? svg("path", { d: line(training), class: "training" }) : null,
     validation.length ? svg("path", { d: line(validation), class: "validation" }) : null,
-    validation.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3, class: "validation-dot" })), cursor);
+    validation.map(([step, loss]) => svg("circle", { cx: x(step), cy: y(loss), r: 3, class: "validation-dot" })),
+    cursor);
   return { picture, cursor, x };
 }
 

@@ -95,6 +95,7 @@ export function create(page) {
         (share === 0 ? "exactly 0, it is out of reach." : `${percent(share)} of the influence.`);
     },
   });
+  row.element.classList.add("reach");
   const content = h("div", {}, note, reach, row.element, readout, h("h3", {}, "Next, the model expects"), next, field);
 
   return looking(page, "/api/field", {

@@ -113,9 +113,9 @@ export function create(page) {
   }
 
   const view = looking(page, "/api/senses", {
-    about: "A Backpack has several senses for each token. Whatever the context, a sense pushes the same tokens up (▲) " +
-      "and down (▼). The context decides its weight in the prediction of the next token; the spread says how strongly it " +
-      "tells tokens apart. Choose a token.",
+    about: "A Backpack has several senses for each token. Whatever the context, a sense pushes the same tokens up " +
+      "(▲) and down (▼). The context decides its weight in the prediction of the next token; the spread says how " +
+      "strongly it tells tokens apart. Choose a token.",
     content,
     question() {
       if (asked !== page.text) position = null;

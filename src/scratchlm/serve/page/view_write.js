@@ -113,10 +113,10 @@ export function create(page) {
   }
 
   const element = h("div", { class: "view" },
-    h("p", { class: "about" }, "The model continues the prompt by one token after another and does not chat. Point at " +
-      "a written token to see what else could have come; choose one of these and the text goes on from there."),
+    h("p", { class: "about" }, "The model continues the prompt by one token after another and does not chat. Point " +
+      "at a written token to see what else could have come; choose one of these and the text goes on from there."),
     form, problem, steered, legend, grid,
-    h("p", { class: "note keys" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"), " continues, ", h("kbd", {}, "Esc"),
-      " stops, arrow keys move among the tokens, ", h("kbd", {}, "Enter"), " opens one."));
+    h("p", { class: "note keys" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"), " continues, ",
+      h("kbd", {}, "Esc"), " stops, arrow keys move among the tokens, ", h("kbd", {}, "Enter"), " opens one."));
   return { element, refresh, submit: start, escape, leave: () => columns.forEach((one) => one.hide()) };
 }
