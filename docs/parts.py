@@ -40,17 +40,18 @@ def of_preset(arch: str, preset: str | None = None) -> RunConfig:
 def memory(model: LanguageModel) -> str:
     """What is kept of a text that was read, in float32. The model is on the meta device."""
 
-    def weigh(tokens: int, source_tokens: int = 1) -> int:
-        read, source = (torch.zeros(1, length, dtype=torch.int64, device="meta") for length in (tokens, source_tokens))
-        given = Source(source, source[0, :1]) if model.takes_source else None
-        with torch.no_grad():
-            return model(read, model.initial_state(1, source=given))[1].nbytes
+    def begun(source_tokens: int) -> Any:
+        source = torch.zeros(1, source_tokens, dtype=torch.int64, device="meta")
+        return model.initial_state(1, source=Source(source, source[0, :1]) if model.takes_source else None)
 
-    one, two = weigh(1), weigh(2)
-    kept = [(two - one, "for each token")]
-    if model.takes_source:
-        kept.append((weigh(1, 2) - one, "for each of the source"))
-    fixed = one - sum(size for size, _ in kept)
+    with torch.no_grad():
+        fixed = begun(1).nbytes
+        _, state = model(torch.zeros(1, 1, dtype=torch.int64, device="meta"), begun(1))
+        kept = [(state.nbytes - fixed, "for each token")]
+        if model.takes_source:
+            sourced = begun(2).nbytes - fixed
+            kept.append((sourced, "for each of the source"))
+            fixed -= sourced
     kept.append((fixed if fixed > 64 else 0, "for a text"))  # below are numbers of a state, such as its source's index
     return " and ".join(f"{size:,} bytes {what}" for size, what in kept if size) or "nothing"
 
