@@ -4,12 +4,10 @@ import functools
 import http.server
 import json
 import re
-import shutil
 import subprocess
 import sys
 import threading
 from html.parser import HTMLParser
-from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
@@ -282,26 +280,16 @@ def test_the_reference_has_every_public_name(made):
 @pytest.fixture(scope="module")
 def browser(site):
     """A page of a headless browser, the address of a server of the site, and what the page asks for elsewhere."""
-    from playwright.sync_api import sync_playwright
+    from browsers import headless
 
     handler = functools.partial(QuietHandler, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, headless() as launched:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-        found = next(filter(None, map(shutil.which, names)), None) or playwright.chromium.executable_path
-        if not Path(found).exists():
-            pytest.skip("no chromium is installed: apt install chromium, or playwright install chromium")
         address = f"http://127.0.0.1:{server.server_port}/"
-        launched = playwright.chromium.launch(
-            executable_path=found,
-            args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-                  "--disable-component-update", "--disable-sync"],
-        )  # fmt: skip
         page, elsewhere = launched.new_page(), []
         page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:"))
                 else elsewhere.append(request.url))  # fmt: skip
         yield page, address, elsewhere
-        launched.close()
         server.shutdown()
 
 

@@ -20,9 +20,10 @@ import pytest
 import torch
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 import scratchlm
+from browsers import headless
 from runs import TEXT
 from scratchlm.inspect.attention import attention_layers
 from scratchlm.inspect.states import carried_states
@@ -34,10 +35,6 @@ from scratchlm.steering import steer
 from scratchlm.training import loop
 from scratchlm.training.setup import create_run
 
-ARGUMENTS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]  # fmt: skip
 HOSTILE = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 SETTINGS = {
     "steps": 2, "batch_size": 2, "eval_every": 1, "log_every": 1, "device": "cpu", "seed": 5,
@@ -128,14 +125,8 @@ def servers(folders) -> Iterator[dict[str, Served]]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     expect.set_options(timeout=15_000)
-    with sync_playwright() as playwright:
-        names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-        found = next(filter(None, map(shutil.which, names)), None) or playwright.chromium.executable_path
-        if not Path(found).exists():
-            pytest.skip("no chromium is installed: apt install chromium, or playwright install chromium")
-        browser = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+    with headless() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -25,6 +25,15 @@ from scratchlm.serve.turns import BusyError, ClosingError, Turns, Worker
 PAGE = Path(__file__).parent / "page"
 # seconds for a page to be fetched before torch is loaded: while its libraries are linked, all threads stand still
 HEAD_START = 0.3
+VIEWS = {  # functions of `views`, and what each is asked
+    "pieces": wire.AskedText,
+    "attention": wire.AskedAttention,
+    "states": wire.AskedText,
+    "field": wire.AskedText,
+    "senses": wire.AskedSenses,
+    "steer": wire.AskedSteer,
+    "translate": wire.AskedTranslate,
+}
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -147,33 +156,15 @@ def _add_api(app: FastAPI, desk: Desk) -> None:
             failed=lambda message: {"type": "error", "message": message},
         )
 
-    @app.post("/api/pieces")
-    async def pieces(asked: wire.AskedText) -> Response:
-        return await desk.look("pieces", asked)
+    def add_view(view: str, body: type[wire.AskedText]) -> None:
+        async def look(asked: wire.AskedText) -> Response:
+            return await desk.look(view, asked)
 
-    @app.post("/api/attention")
-    async def attention(asked: wire.AskedAttention) -> Response:
-        return await desk.look("attention", asked)
+        look.__annotations__["asked"] = body
+        app.post(f"/api/{view}")(look)
 
-    @app.post("/api/states")
-    async def states(asked: wire.AskedText) -> Response:
-        return await desk.look("states", asked)
-
-    @app.post("/api/field")
-    async def field(asked: wire.AskedText) -> Response:
-        return await desk.look("field", asked)
-
-    @app.post("/api/senses")
-    async def senses(asked: wire.AskedSenses) -> Response:
-        return await desk.look("senses", asked)
-
-    @app.post("/api/steer")
-    async def steer(asked: wire.AskedSteer) -> Response:
-        return await desk.look("steered", asked)
-
-    @app.post("/api/translate")
-    async def translate(asked: wire.AskedTranslate) -> Response:
-        return await desk.look("translate", asked)
+    for view, body in VIEWS.items():
+        add_view(view, body)
 
 
 def _add_openai(app: FastAPI, desk: Desk) -> None:

@@ -160,7 +160,7 @@ def _after(model: LanguageModel, ids: Sequence[int]) -> Tensor:
         return model.readout(model(tokens, model.initial_state(1))[0][0, -1])
 
 
-def steered(player: Player, asked: AskedSteer) -> bytes:
+def steer(player: Player, asked: AskedSteer) -> bytes:
     """The most probable next tokens before and after some senses are changed."""
     player.expect("senses")
     ids, _ = _last(player, player.read(asked.text), LONGEST)
