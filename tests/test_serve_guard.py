@@ -7,6 +7,7 @@ import pytest
 
 from playing import ORIGIN, characters, events, make_run, serving, subwords
 from scratchlm.serve import app as application
+from scratchlm.serve import guard
 from scratchlm.serve.guard import LARGEST_BODY, Door, Guard, is_loopback
 
 POLICY = (
@@ -128,7 +129,7 @@ def test_large_requests_are_refused(client):
 
 
 def test_a_request_whose_body_does_not_come_is_ended(monkeypatch):
-    monkeypatch.setattr("scratchlm.serve.guard.PATIENCE", 0.01)
+    monkeypatch.setattr(guard, "PATIENCE", 0.01)
     sent = []
 
     async def receive():
