@@ -24,6 +24,7 @@ from scratchlm import load
 from scratchlm.checkpoint import RunFolder
 from scratchlm.cli import main as scratchlm
 from scratchlm.compare.report import cells, columns
+from scratchlm.files import read_json, write_json
 from scratchlm.translation import decode, encode_source
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -51,7 +52,7 @@ def page() -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    results = json.loads((GALLERY / "results.json").read_text(encoding="utf-8"))
+    results = read_json(GALLERY / "results.json")
     rows = sorted(results["rows"], key=lambda row: row["validation"]["nats_per_token"])
     return environment.get_template("gallery.md.jinja").render(
         request=results["request"],
@@ -68,9 +69,9 @@ def page() -> str:
 
 def pictures(compared: Path) -> None:
     """What a comparison gives the page."""
-    results = json.loads((compared / "results.json").read_text(encoding="utf-8"))
+    results = read_json(compared / "results.json")
     results["versions"] = {name: results["versions"][name] for name in ("python", "torch")}
-    (GALLERY / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(GALLERY / "results.json", results)
     shutil.copyfile(compared / "loss_tokens.svg", GALLERY / "loss_tokens.svg")
     for row in results["rows"]:
         name = row["architecture"]
