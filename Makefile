@@ -22,7 +22,7 @@ demo: setup
 
 # the tests of the page and of the site drive a browser; without one they are skipped
 browser: setup
-	@command -v chromium chromium-browser google-chrome > /dev/null \
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
 		|| apt-get install -qy -o Acquire::http::Timeout=30 -o Acquire::Retries=1 --no-install-recommends chromium \
 		|| PLAYWRIGHT_DOWNLOAD_CONNECTION_TIMEOUT=30000 $(BIN)/playwright install chromium \
 		|| echo "no browser could be installed: what needs one is not tested"
